@@ -1,0 +1,1 @@
+"""The turn: render, generate, parse, events."""

@@ -1,0 +1,1 @@
+"""The arithmetic: one protocol (`interface`), several implementations, the MXFP4 number format."""

@@ -1,0 +1,1 @@
+"""Checkpoints, configuration and the forward pass."""

@@ -1,0 +1,1 @@
+"""Data only: configuration, weights and tokenizer of the embedded model."""

@@ -1,0 +1,1 @@
+"""Training, in plain PyTorch; needs `pip install 'ossia[train]'`."""
