@@ -1,7 +1,9 @@
-"""Every error that ossia raises for its callers: one sentence with what was expected, what came, and the mend.
+"""Every error that ossia raises for its callers: one sentence with what was expected, what came,
+and the mend.
 
-Each class is also the standard-library type it refines, so `except ValueError` and `except OssiaError` both work.
-The command line prints `str(error)` and nothing else; a bare stack trace is a defect.
+Each class is also the standard-library type it refines, so `except ValueError` and `except
+OssiaError` both work. The command line prints `str(error)` and nothing else; a bare stack trace is
+a defect.
 """
 
 
@@ -18,7 +20,9 @@ class ConfigError(OssiaError, ValueError):
 
 
 class CheckpointError(OssiaError, ValueError):
-    """A checkpoint file or tensor that is missing, extra, misshapen, mistyped, overlapping or truncated."""
+    """A checkpoint file or tensor that is missing, extra, misshapen, mistyped, overlapping or
+    truncated.
+    """
 
 
 class ModelNotFoundError(OssiaError, FileNotFoundError):
@@ -33,7 +37,7 @@ class TokenizerError(OssiaError, ValueError):
 
 
 class ConversationError(OssiaError, ValueError):
-    """A conversation that cannot be rendered: a role, content or tool that breaks Harmony's rules."""
+    """A conversation that cannot be rendered: a role, content or tool breaks Harmony's rules."""
 
 
 class KernelError(OssiaError, ValueError):
@@ -41,7 +45,9 @@ class KernelError(OssiaError, ValueError):
 
 
 class UnsupportedError(OssiaError, NotImplementedError):
-    """Something that these kernels, this machine or this build does not do; the message names the mend."""
+    """Something that these kernels, this machine or this build does not do; the message names the
+    mend.
+    """
 
 
 class MissingDependencyError(OssiaError, ImportError):
@@ -49,7 +55,7 @@ class MissingDependencyError(OssiaError, ImportError):
 
 
 class RequestError(OssiaError, ValueError):
-    """A generation request that the engine refuses, for example a prompt longer than the context."""
+    """A generation request that the engine refuses, such as a prompt longer than the context."""
 
 
 class EngineError(OssiaError, RuntimeError):

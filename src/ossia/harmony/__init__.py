@@ -1,1 +1,4 @@
-"""Harmony, the format that gpt-oss speaks: conversations to token ids and back. Text and ids only, no arrays."""
+"""Harmony, the format that gpt-oss speaks: conversations to token ids and back.
+
+Text and ids only, no arrays.
+"""

@@ -1,6 +1,8 @@
-"""Conversations as values: what `render` turns into tokens and what the parser makes of a completion.
+"""Conversations as values: what `render` turns into tokens and what the parser makes of a
+completion.
 
-`Conversation.from_json` and `to_json` speak openai-harmony's own JSON form, so that data moves between the two.
+`Conversation.from_json` and `to_json` speak openai-harmony's own JSON form, so that data moves
+between the two.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ class Role(StrEnum):
 
 
 class Channel(StrEnum):
-    """The channels of the trained system message. A message may name another one; it is then an ordinary string."""
+    """The channels of the trained system message. A message may name another one; it is then an
+    ordinary string.
+    """
 
     ANALYSIS = "analysis"
     COMMENTARY = "commentary"
@@ -39,7 +43,9 @@ class Effort(StrEnum):
 
 @dataclass(frozen=True)
 class Tool:
-    """A function offered to the model. `parameters` is a JSON schema, or None for a function without arguments."""
+    """A function offered to the model. `parameters` is a JSON schema, or None for a function
+    without arguments.
+    """
 
     name: str
     description: str = ""
@@ -48,7 +54,9 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolNamespace:
-    """Tools that share a prefix: `functions`, `browser`, or a bare tool such as `python` (description only)."""
+    """Tools that share a prefix: `functions`, `browser`, or a bare tool such as `python`
+    (description only).
+    """
 
     name: str
     description: str | None = None
@@ -84,7 +92,9 @@ class ResponseFormat:
 
 @dataclass(frozen=True)
 class DeveloperContent:
-    """Instructions of the application ("system prompt" elsewhere), its function tools and response formats."""
+    """Instructions of the application ("system prompt" elsewhere), its function tools and response
+    formats.
+    """
 
     instructions: str | None = None
     tools: tuple[ToolNamespace, ...] = ()
@@ -96,7 +106,9 @@ Content = TextContent | SystemContent | DeveloperContent
 
 @dataclass(frozen=True)
 class Message:
-    """One message. For a tool's output `role` is TOOL and `name` the tool's full name, such as `functions.get_weather`."""
+    """One message. For a tool's output `role` is TOOL and `name` the tool's full name, such as
+    `functions.get_weather`.
+    """
 
     role: Role
     content: tuple[Content, ...]
@@ -120,7 +132,9 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text contents, concatenated as rendering does; empty for system and developer contents."""
+        """The text contents, concatenated as rendering does; empty for system and developer
+        contents.
+        """
         return "".join(part.text for part in self.content if isinstance(part, TextContent))
 
 

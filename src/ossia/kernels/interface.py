@@ -1,10 +1,11 @@
 """The contract between the model and the arithmetic: coarse ops over opaque handles.
 
-`model/transformer.py` states the forward pass once against `Kernels`. What an op returns is a handle that only the same
-`Kernels` object can consume: the model never does arithmetic on it, indexes it or looks inside.
+`model/transformer.py` states the forward pass once against `Kernels`. What an op returns is a
+handle that only the same `Kernels` object can consume: the model never does arithmetic on it,
+indexes it or looks inside.
 
-Legend: T tokens of the step, S sequences, D model width, H query heads, K kv heads, d head width, E experts,
-I expert width, V vocabulary, B blocks of a sequence, N blocks of the cache.
+Legend: T tokens of the step, S sequences, D model width, H query heads, K kv heads, d head width, E
+experts, I expert width, V vocabulary, B blocks of a sequence, N blocks of the cache.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from ossia.kernels.mxfp4 import Mxfp4Tensor
 
 Handle = Any
-"""An intermediate value (activations, logits). Opaque: made and consumed by one `Kernels` object."""
+"""An intermediate value (activations, logits), opaque: of use to the `Kernels` that made it."""
 
 Weight = Any
 """The prepared parameters of one part of the model. Opaque likewise."""
@@ -28,22 +29,32 @@ Cache = Any
 """The key-value storage of all layers. Opaque likewise."""
 
 HostTensor = np.ndarray | Mxfp4Tensor
-"""A parameter as the checkpoint holds it: float32 or bfloat16 (ml_dtypes) array, or MXFP4 blocks and scales."""
+"""A parameter as the checkpoint holds it: float32 or bfloat16 (ml_dtypes) array, or MXFP4 blocks
+and scales.
+"""
 
 NO_BLOCK = -1
-"""Entry of a block table whose block is not there: past the end, or freed because the window has left it."""
+"""Entry of a block table whose block is not there: past the end, or freed because the window has
+left it.
+"""
 
 
 class Part(Enum):
-    """The groups of tensors that `Kernels.prepare` takes together, with the names and shapes in each."""
+    """The groups of tensors that `Kernels.prepare` takes together, with the names and shapes in
+    each.
+    """
 
     EMBEDDING = "embedding"
     """weight [V, D]"""
     ATTENTION = "attention"
-    """norm [D]; q [H·d, D], q_bias [H·d]; k, v [K·d, D], k_bias, v_bias [K·d]; o [D, H·d], o_bias [D]; sinks [H]"""
+    """norm [D]; q [H·d, D], q_bias [H·d]; k, v [K·d, D], k_bias, v_bias [K·d]; o [D, H·d], o_bias
+    [D]; sinks [H]
+    """
     MOE = "moe"
-    """norm [D]; router [E, D], router_bias [E]; gate_up [E, 2I, D] (rows interleaved gate, up, gate, …),
-    gate_up_bias [E, 2I]; down [E, D, I], down_bias [E, D]. gate_up and down may be `Mxfp4Tensor`s."""
+    """norm [D]; router [E, D], router_bias [E]; gate_up [E, 2I, D] (rows interleaved gate, up,
+    gate, …), gate_up_bias [E, 2I]; down [E, D, I], down_bias [E, D]. gate_up and down may be
+    `Mxfp4Tensor`s.
+    """
     HEAD = "head"
     """norm [D]; weight [V, D]"""
 
@@ -67,7 +78,9 @@ class Dims:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding, half-split: angle[p, j] = p · inv_freq[j]; cos and sin are both multiplied by `concentration`."""
+    """Rotary embedding, half-split: angle[p, j] = p · inv_freq[j]; cos and sin are both multiplied
+    by `concentration`.
+    """
 
     inv_freq: tuple[float, ...]
     """[d / 2], to be rounded to float32 as the published implementations do."""
@@ -76,7 +89,9 @@ class Rope:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Storage for keys and values: per layer `[N, K, 2, block_size, d]`, N by the group that the layer belongs to."""
+    """Storage for keys and values: per layer `[N, K, 2, block_size, d]`, N by the group that the
+    layer belongs to.
+    """
 
     sliding_layers: tuple[bool, ...]
     """One per layer: True = sliding group, False = full group."""
@@ -89,7 +104,9 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class PagedIndex:
-    """Where the tokens of this step go and where their sequences' keys live, for one cache group. int32."""
+    """Where the tokens of this step go and where their sequences' keys live, for one cache group.
+    int32.
+    """
 
     slot_mapping_T: np.ndarray
     """block · block_size + offset at which each token's key and value are stored."""
@@ -101,9 +118,9 @@ class PagedIndex:
 class SamplingBatch:
     """How to draw the next token of each row. One entry per row everywhere.
 
-    Order: penalties and bias, mask, temperature, top-k, top-p, min-p; then inverse CDF in token-id order of one Philox
-    uniform keyed by (seed, position). Nothing else influences a draw. Reported log-probabilities are those of the
-    unmodified logits.
+    Order: penalties and bias, mask, temperature, top-k, top-p, min-p; then inverse CDF in token-id
+    order of one Philox uniform keyed by (seed, position). Nothing else influences a draw. Reported
+    log-probabilities are those of the unmodified logits.
     """
 
     temperature: Sequence[float]
@@ -117,7 +134,9 @@ class SamplingBatch:
     position: Sequence[int]
     """Position in its sequence of the token to be drawn."""
     repetition_penalty: Sequence[float]
-    """Divides positive and multiplies negative logits of every token seen (prompt and output); 1 = off."""
+    """Divides positive and multiplies negative logits of every token seen (prompt and output); 1 =
+    off.
+    """
     presence_penalty: Sequence[float]
     """Subtracted once from the logit of each token of the output so far; 0 = off."""
     frequency_penalty: Sequence[float]
@@ -127,9 +146,12 @@ class SamplingBatch:
     """Read only for rows with a penalty."""
     logit_bias: Sequence[Mapping[int, float]]
     top_logprobs: Sequence[int]
-    """How many alternatives to report per row; -1 = not even the drawn token's own log-probability."""
+    """How many alternatives to report per row; -1 = not even the drawn token's own log-probability.
+    """
     masks_SW: np.ndarray | None = None
-    """uint32 bit masks of allowed tokens, [S, ceil(V / 32)], bit i of word w = token 32·w + i; None = all allowed."""
+    """uint32 bit masks of allowed tokens, [S, ceil(V / 32)], bit i of word w = token 32·w + i; None
+    = all allowed.
+    """
 
 
 @dataclass(frozen=True)
@@ -149,9 +171,11 @@ class Kernels(Protocol):
     name: str
 
     def prepare(self, part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> Weight:
-        """Take the tensors of one part (names and shapes: `Part`) into this backend's representation.
+        """Take the tensors of one part (names and shapes: `Part`) into this backend's
+        representation.
 
-        Raises KernelError when a tensor is missing or misshapen. MXFP4 experts are used in place, not copied.
+        Raises KernelError when a tensor is missing or misshapen. MXFP4 experts are used in place,
+        not copied.
         """
         ...
 
@@ -174,7 +198,8 @@ class Kernels(Protocol):
         layer: int,
         index: PagedIndex | None,
     ) -> Handle:
-        """RMSNorm, q/k/v projections with bias, RoPE on q and k; with a cache, stores k and v at `index.slot_mapping_T`.
+        """RMSNorm, q/k/v projections with bias, RoPE on q and k; with a cache, stores k and v at
+        `index.slot_mapping_T`.
 
         Returns a handle for `attention` (q, and without a cache k and v too).
         """
@@ -194,9 +219,10 @@ class Kernels(Protocol):
     ) -> Handle:
         """softmax over the visible keys and the head's sink of (q·k)/√d, times v: [T, H·d].
 
-        Query head h reads kv head h // (H / K). Token t sees keys at positions p with `q - window < p <= q`
-        (`window=None`: all `p <= q`) of its own sequence. With a cache, keys and values are read back from it, also
-        those of this step; without one, `cu_seqlens_S1` alone delimits them and positions restart in each sequence.
+        Query head h reads kv head h // (H / K). Token t sees keys at positions p with `q - window <
+        p <= q` (`window=None`: all `p <= q`) of its own sequence. With a cache, keys and values are
+        read back from it, also those of this step; without one, `cu_seqlens_S1` alone delimits them
+        and positions restart in each sequence.
         """
         ...
 
@@ -205,7 +231,8 @@ class Kernels(Protocol):
         ...
 
     def moe(self, x: Handle, weight: Weight) -> Handle:
-        """x + Σ_k w_k · expert_k(norm(x)): RMSNorm, router, top-k by logit (ties: the lowest index), softmax over those k.
+        """x + Σ_k w_k · expert_k(norm(x)): RMSNorm, router, top-k by logit (ties: the lowest
+        index), softmax over those k.
 
         expert: h = n · gate_upᵀ + bias; gate = min(h[0::2], limit), up = clamp(h[1::2], ±limit);
         y = (gate · sigmoid(alpha · gate) · (up + 1)) · downᵀ + down_bias.
@@ -213,7 +240,9 @@ class Kernels(Protocol):
         ...
 
     def logits(self, x: Handle, weight: Weight, rows: np.ndarray) -> Handle:
-        """Final RMSNorm and unembedding of the given rows (int32 indices into T): float32 [len(rows), V]."""
+        """Final RMSNorm and unembedding of the given rows (int32 indices into T): float32
+        [len(rows), V].
+        """
         ...
 
     def sample(self, logits: Handle, batch: SamplingBatch) -> SampledTokens:

@@ -1,4 +1,6 @@
-"""The hyper-parameters of a gpt-oss model, read from `config.json` in the Hugging Face or the `original/` form."""
+"""The hyper-parameters of a gpt-oss model, read from `config.json` in the Hugging Face or the
+`original/` form.
+"""
 
 from __future__ import annotations
 

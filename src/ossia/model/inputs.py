@@ -1,6 +1,8 @@
-"""What one forward pass runs on: a ragged batch of tokens and where their keys and values live. int32 numpy throughout.
+"""What one forward pass runs on: a ragged batch of tokens and where their keys and values live.
+int32 numpy throughout.
 
-The sequences of a step lie one after another; sequence s owns rows `cu_seqlens_S1[s] : cu_seqlens_S1[s + 1]`.
+The sequences of a step lie one after another; sequence s owns rows `cu_seqlens_S1[s] :
+cu_seqlens_S1[s + 1]`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class ForwardInput:
 def packed_input(
     documents: Sequence[Sequence[int]], *, logit_rows: Sequence[int] | None = None
 ) -> ForwardInput:
-    """Whole documents side by side without a cache; positions restart in each. All rows give logits unless named."""
+    """Whole documents side by side without a cache; positions restart in each. All rows give logits
+    unless named.
+    """
     lengths = [len(document) for document in documents]
     ids_T = np.array([token for document in documents for token in document], np.int32)
     return ForwardInput(

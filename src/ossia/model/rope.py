@@ -1,7 +1,8 @@
-"""YaRN: the published context extension of the rotary embedding, from its constants to inverse frequencies.
+"""YaRN: the published context extension of the rotary embedding, from its constants to inverse
+frequencies.
 
-Source: Peng et al., "YaRN" (arXiv 2309.00071), with the untruncated ramp bounds of gpt-oss. Scaling is always on, also
-for short prompts.
+Source: Peng et al., "YaRN" (arXiv 2309.00071), with the untruncated ramp bounds of gpt-oss. Scaling
+is always on, also for short prompts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from ossia.model.config import RopeConfig
 
 
 def yarn(rope: RopeConfig, head_dim: int) -> Rope:
-    """inv_freq_j blends θ^(−2j/d) (extrapolation) and that over `factor` (interpolation) along a linear ramp.
+    """inv_freq_j blends θ^(−2j/d) (extrapolation) and that over `factor` (interpolation) along a
+    linear ramp.
 
-    The ramp runs between the dimensions that turn `beta_fast` and `beta_slow` times within the original context.
+    The ramp runs between the dimensions that turn `beta_fast` and `beta_slow` times within the
+    original context.
     """
     half = head_dim // 2
     if rope.factor == 1.0:

@@ -1,7 +1,8 @@
-"""The forward pass of gpt-oss, stated once against the `Kernels` protocol; every kernel set and training run this function.
+"""The forward pass of gpt-oss, stated once against the `Kernels` protocol; every kernel set and
+training run this function.
 
-Values are opaque handles: nothing here does arithmetic on them. Shapes and formulas stand at the ops in
-`kernels/interface.py`.
+Values are opaque handles: nothing here does arithmetic on them. Shapes and formulas stand at the
+ops in `kernels/interface.py`.
 """
 
 from __future__ import annotations
@@ -108,9 +109,11 @@ def forward(
     *,
     cache: Cache | None = None,
 ) -> Handle:
-    """Next-token logits at `inputs.logit_rows`: a handle of [rows, V] for `kernels.sample` or `kernels.to_host`.
+    """Next-token logits at `inputs.logit_rows`: a handle of [rows, V] for `kernels.sample` or
+    `kernels.to_host`.
 
-    With `cache=None` the sequences are whole documents (training, scoring); else keys and values go through the cache.
+    With `cache=None` the sequences are whole documents (training, scoring); else keys and values go
+    through the cache.
     """
     x = kernels.embed(inputs.ids_T, weights.embedding)
     for n, (layer, window) in enumerate(zip(weights.layers, architecture.windows, strict=True)):
