@@ -11,6 +11,7 @@ import base64
 import binascii
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ class Tokenizer:
             spellings.setdefault(i, spelling)
         self._spellings = spellings
         self._spelling_to_id = vocabulary.controls
+        longest_first = sorted(vocabulary.controls, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
         self.control_ids = frozenset(spellings)
         """The ids of every control token, reserved ones included."""
         self.vocab_size = max(ordinary | self.control_ids) + 1
@@ -258,6 +261,18 @@ class Tokenizer:
         if self._rank_to_id is not None:
             ids = [self._rank_to_id[rank] for rank in ids]
         return ids
+
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Like `encode`, but a spelled control token becomes that token: the inverse of `decode`
+        on rendered conversations. Never for text that somebody else wrote.
+        """
+        ids: list[int] = []
+        begin = 0
+        for match in self._control_pattern.finditer(text):
+            ids += self.encode(text[begin : match.start()])
+            ids.append(self._spelling_to_id[match.group()])
+            begin = match.end()
+        return ids + self.encode(text[begin:])
 
     def encode_control(self, spelling: str) -> int:
         """The id of a control token by its spelling, such as `<|start|>`."""
