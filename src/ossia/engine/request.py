@@ -5,7 +5,7 @@ Every request ends in exactly one output that has a `finish_reason`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,7 +24,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. The order of the filters stands at `kernels.interface.SamplingBatch`."""
+    """How tokens are drawn. In which order stands at `kernels.interface.SamplingBatch`."""
 
     temperature: float = 1.0
     """0 = greedy."""
@@ -35,7 +35,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     seed: int | None = None
     """None = drawn freshly per request; the engine reports nothing random otherwise."""
     max_tokens: int | None = None
@@ -117,3 +117,18 @@ class TokenOutput:
     """Prompt tokens whose keys and values came from the cache (0 until prefixes are reused)."""
     diagnostics: tuple[str, ...] = ()
     finish_reason: FinishReason | None = None
+
+
+def join_outputs(outputs: Sequence[TokenOutput]) -> TokenOutput:
+    """Consecutive outputs of one request, at least one, as a single output."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return TokenOutput(
+        request_id=outputs[0].request_id,
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        logprobs=tuple(value for output in outputs for value in output.logprobs),
+        top_logprobs=tuple(row for output in outputs for row in output.top_logprobs),
+        cached_tokens=max(output.cached_tokens for output in outputs),
+        diagnostics=tuple(text for output in outputs for text in output.diagnostics),
+        finish_reason=outputs[-1].finish_reason,
+    )
