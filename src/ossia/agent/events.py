@@ -1,0 +1,104 @@
+"""What a turn is told as while it happens: one event type per meaning, ended by exactly one `TurnEnd`.
+
+Consumers match on the type. Reasoning and answer never share an event, so that what must not be
+shown to an end user is left out by not matching it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ossia.harmony.messages import Message
+
+
+class TurnFinish(StrEnum):
+    """Why a turn ended."""
+
+    STOP = "stop"
+    """The model finished its answer, or a stop string was reached."""
+    TOOL_CALLS = "tool_calls"
+    """The model waits for the results of `Turn.tool_calls`."""
+    LENGTH = "length"
+    """`max_tokens` or the context was reached; what there is of the answer may be incomplete."""
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    """The engine failed; `Turn.diagnostics` says how."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of an offered tool. `arguments` is what the model wrote, normally a JSON object."""
+
+    call_id: str
+    name: str
+    """As offered: the bare name of a function, the full name of another tool (`browser.search`)."""
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ReasoningDelta:
+    """Raw chain of thought: for developers, not for end users."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class PreambleDelta:
+    """Visible commentary before a tool call."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCallEvent:
+    """A complete call, its arguments repaired where that was possible."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """Something that was repaired, dropped or capped, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """All of a turn: what was thought, said and called, and how it ended."""
+
+    reasoning: str
+    preamble: str
+    content: str | None
+    """None when the model gave no answer (it called a tool, or was cut while reasoning)."""
+    tool_calls: tuple[ToolCall, ...]
+    finish: TurnFinish
+    messages: tuple[Message, ...]
+    """What to append to the conversation for the next turn."""
+    token_ids: tuple[int, ...]
+    """The tokens as sampled."""
+    usage: Usage
+    diagnostics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    turn: Turn
+
+
+TurnEvent = ReasoningDelta | PreambleDelta | TextDelta | ToolCallEvent | Diagnostic | TurnEnd
