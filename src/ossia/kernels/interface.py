@@ -76,6 +76,32 @@ class Dims:
     swiglu_alpha: float
 
 
+def part_shapes(part: Part, dims: Dims) -> dict[str, tuple[int, ...]]:
+    """Names and decoded shapes of the tensors of a part, as `Part` lists them."""
+    D, d = dims.hidden_size, dims.head_dim
+    q, kv = dims.num_heads * d, dims.num_kv_heads * d
+    E, intermediate = dims.num_experts, dims.intermediate_size
+    match part:
+        case Part.EMBEDDING:
+            return {"weight": (dims.vocab_size, D)}
+        case Part.HEAD:
+            return {"norm": (D,), "weight": (dims.vocab_size, D)}
+        case Part.ATTENTION:
+            projections = {"q": (q, D), "k": (kv, D), "v": (kv, D), "o": (D, q)}
+            biases = {f"{name}_bias": shape[:1] for name, shape in projections.items()}
+            return {"norm": (D,), **projections, **biases, "sinks": (dims.num_heads,)}
+        case Part.MOE:
+            return {
+                "norm": (D,),
+                "router": (E, D),
+                "router_bias": (E,),
+                "gate_up": (E, 2 * intermediate, D),
+                "gate_up_bias": (E, 2 * intermediate),
+                "down": (E, D, intermediate),
+                "down_bias": (E, D),
+            }
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary embedding, half-split: angle[p, j] = p · inv_freq[j]; cos and sin are both multiplied
@@ -169,6 +195,11 @@ class Kernels(Protocol):
     """One set of kernels. Ops may be lazy; `sample` and `to_host` wait for the values."""
 
     name: str
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of one stored key or value element, from which the engine sizes the cache."""
+        ...
 
     def prepare(self, part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> Weight:
         """Take the tensors of one part (names and shapes: `Part`) into this backend's

@@ -1,0 +1,99 @@
+"""A small byte-level BPE in the manner of o200k_harmony: text in, a `tokenizer.json` out.
+
+The 256 bytes come first, merges follow in the order in which they were learnt (id = rank), and
+sixteen control tokens close the vocabulary in the order that o200k_harmony gives them. Digits stand
+alone, so that arithmetic sees every one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ossia.errors import MissingDependencyError, TokenizerError
+
+try:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+except ImportError as error:
+    raise MissingDependencyError(
+        "Training a tokenizer needs the package tokenizers; install it with "
+        "`pip install 'ossia[train]'`."
+    ) from error
+
+PATTERN = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""The pre-tokenizer of o200k_base, but for `\\p{N}` where that has `\\p{N}{1,3}`."""
+
+CONTROLS = (
+    "<|startoftext|>", "<|endoftext|>", None, None, "<|return|>", "<|constrain|>", None,
+    "<|channel|>", "<|start|>", "<|end|>", "<|message|>", None, None, None, "<|call|>", None,
+)  # fmt: skip
+"""The end of the vocabulary; None is `<|reserved_ID|>`."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn merges from `texts`, none of which may hold control tokens, until `vocab_size` ids are
+    in use, controls included.
+
+    Raises TokenizerError when the texts hold too few distinct pieces for that many merges.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ordinary = vocab_size - len(CONTROLS)
+    if ordinary < len(alphabet):
+        raise TokenizerError(
+            f"A byte-level vocabulary needs {len(alphabet) + len(CONTROLS)} ids for the bytes and "
+            f"the control tokens alone; got vocab_size={vocab_size}."
+        )
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    if (learnt := tokenizer.get_vocab_size()) != ordinary:
+        raise TokenizerError(
+            f"The texts give a vocabulary of {learnt} tokens where {ordinary} were asked for; "
+            "bring more varied texts or ask for fewer."
+        )
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(spelling or f"<|reserved_{ordinary + i}|>", special=True, normalized=False)
+            for i, spelling in enumerate(CONTROLS)
+        ]
+    )
+    return tokenizer
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One without merges: what rendering needs before there is a trained one."""
+    return train_tokenizer((), len(pre_tokenizers.ByteLevel.alphabet()) + len(CONTROLS))
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": "<|startoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|return|>",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
