@@ -9,7 +9,7 @@ differ on purpose.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -80,7 +80,7 @@ def render_for_completion(
     out = _Writer(tokenizer)
     _render_messages(out, messages, dropped, last_token_returns=False)
     out.control(tokenizer.control.start)
-    out.text(role.value)
+    out.text(str(role))
     return Rendered(tuple(out.token_ids))
 
 
@@ -122,7 +122,7 @@ def render_message(
 
 
 def _is_final(message: Message) -> bool:
-    return message.role is Role.ASSISTANT and message.channel == Channel.FINAL
+    return message.role == Role.ASSISTANT and message.channel == Channel.FINAL
 
 
 def _closing_finals(messages: Sequence[Message]) -> list[int]:
@@ -142,7 +142,7 @@ def _dropped(messages: Sequence[Message], drop: Drop, closing: Sequence[int]) ->
 
 
 def _dropped_by_library(messages: Sequence[Message]) -> set[int]:
-    spoken = [message for message in messages if message.role is Role.ASSISTANT]
+    spoken = [message for message in messages if message.role == Role.ASSISTANT]
     if not spoken or not _is_final(spoken[-1]):
         return set()
     # Any role's final and any role's analysis, as there.
@@ -160,10 +160,10 @@ def _reasoning(messages: Sequence[Message]) -> Iterator[int]:
     waiting: list[tuple[str, bool]] = []
     for i, message in enumerate(messages):
         reasons = message.channel == Channel.ANALYSIS
-        if message.role is Role.ASSISTANT:
+        if message.role == Role.ASSISTANT:
             if _calls(message):
                 waiting.append((message.recipient or "", reasons))
-        elif message.role is Role.TOOL:
+        elif message.role == Role.TOOL:
             call = next((call for call in waiting if call[0] == message.name), None)
             if call is not None:
                 waiting.remove(call)
@@ -204,13 +204,13 @@ def _render_messages(
     closing: Sequence[int] = (),
 ) -> None:
     has_function_tools = any(map(_declares_functions, messages))
-    shortened = set(_in_shortened_turns(len(messages), dropped, closing))
+    shortened = set(_in_shortened_turns(dropped, closing))
     control = out.tokenizer.control
     previous: int | None = None
     for i, message in enumerate(messages):
         if i in dropped:
             continue
-        weight = 1 if message.role is Role.ASSISTANT and i not in shortened else 0
+        weight = 1 if message.role == Role.ASSISTANT and i not in shortened else 0
         goes_on = previous is not None and _goes_on(messages[previous])
         try:
             _render_message(out, message, has_function_tools, weight, weight if goes_on else 0)
@@ -223,18 +223,19 @@ def _render_messages(
         out.token_ids[-1] = control.return_
 
 
-def _in_shortened_turns(count: int, dropped: set[int], closing: Sequence[int]) -> Iterable[int]:
+def _in_shortened_turns(dropped: set[int], closing: Sequence[int]) -> Iterator[int]:
     """The indices of the messages of closed turns from which something was dropped."""
     begin = 0
     for end in closing:
-        if any(i in dropped for i in range(begin, min(end + 1, count))):
-            yield from range(begin, end + 1)
+        turn = range(begin, end + 1)
+        if not dropped.isdisjoint(turn):
+            yield from turn
         begin = end + 1
 
 
 def _goes_on(message: Message) -> bool:
     """Whether the model keeps the floor after this message: it ended in `<|end|>`."""
-    return message.role is Role.ASSISTANT and not _calls(message) and not _is_final(message)
+    return message.role == Role.ASSISTANT and not _calls(message) and not _is_final(message)
 
 
 def _calls(message: Message) -> bool:
@@ -263,10 +264,10 @@ def _render_message(
     _check_header(message)
     control = out.tokenizer.control
     out.control(control.start, start_weight)
-    if message.role is Role.TOOL:
+    if message.role == Role.TOOL:
         out.text(message.name or "")
     else:
-        out.text(message.role.value, start_weight)
+        out.text(str(message.role), start_weight)
         if message.name is not None:
             out.text(f":{message.name}", weight)
     if _calls(message):
@@ -285,7 +286,7 @@ def _render_message(
     out.control(control.message, weight)
     for part in message.content:
         out.text(_checked(_content_text(part, message.role, has_function_tools)), weight)
-    is_call = message.role is Role.ASSISTANT and _calls(message)
+    is_call = message.role == Role.ASSISTANT and _calls(message)
     out.control(control.call if is_call else control.end, weight)
 
 
@@ -330,15 +331,17 @@ def _check_header(message: Message) -> None:
                 "or `<|`."
             )
         _checked(value)
-    if message.role is not Role.TOOL:
+    if message.role != Role.TOOL:
         return
     if message.name is None:
         raise ConversationError(
             "a tool's message needs the tool's name, such as functions.get_weather."
         )
-    if message.name.partition(":")[0] in [role.value for role in Role if role is not Role.TOOL]:
+    speakers = [str(role) for role in Role if role != Role.TOOL]
+    if message.name.partition(":")[0] in speakers or message.name.startswith("to="):
         raise ConversationError(
-            f"a tool named {message.name!r} would pass for that role; give it another name."
+            f"a tool named {message.name!r} would be read as a role or a recipient; give it "
+            "another name."
         )
 
 
@@ -350,13 +353,13 @@ def _content_text(part: Content, role: Role, has_function_tools: bool) -> str:
         case TextContent():
             return part.text
         case SystemContent():
-            if role is not Role.SYSTEM:
+            if role != Role.SYSTEM:
                 raise ConversationError(
                     f"a system content belongs into a system message, not one of the role {role}."
                 )
             return _system_text(part, has_function_tools)
         case DeveloperContent():
-            if role is not Role.DEVELOPER:
+            if role != Role.DEVELOPER:
                 raise ConversationError(
                     "a developer content belongs into a developer message, not one of the role "
                     f"{role}."

@@ -353,39 +353,60 @@ def _read_document(name: str, document: Any) -> _Vocabulary:
 
 
 def _merge_order(name: str, vocab: Mapping[str, int], merges: Iterable[Any]) -> list[int]:
-    """The ids of merged tokens in the order in which they are made.
-
-    tiktoken ranks results, Hugging Face ranks pairs: the two agree when all pairs that make the
-    same token stand together and no token of several bytes is without a pair.
-    """
-    order: list[int] = []
-    made: set[int] = set()
-    for pair in merges:
-        left, right = pair.split(" ") if isinstance(pair, str) else pair
-        try:
-            _, _, token_id = vocab[left], vocab[right], vocab[left + right]
-        except KeyError as error:
-            raise TokenizerError(
-                f"{name}: the merge of {left!r} and {right!r} names {error}, which is not in the "
-                "vocabulary."
-            ) from None
-        if order and order[-1] == token_id:
-            continue
-        if token_id in made:
-            raise TokenizerError(
-                f"{name}: the merges that make {left + right!r} stand apart, so ranks of tokens "
-                "cannot express their order; convert the file from its original ranks."
-            )
-        made.add(token_id)
-        order.append(token_id)
-    for token, token_id in vocab.items():
-        if len(token) > 1 and token_id not in made:
-            raise TokenizerError(
-                f"{name}: no merge makes the token {token!r}; the list of merges is incomplete."
-            )
+    """The ids of merged tokens in the order in which they are made."""
     if len(set(vocab.values())) != len(vocab):
         raise TokenizerError(f"{name}: two tokens share an id; every token needs its own.")
-    return order
+    pairs: dict[str, list[str]] = {}  # a token → the left parts of the pairs that make it
+    last = None
+    for pair in merges:
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        token = left + right
+        if not (left in vocab and right in vocab and token in vocab):
+            raise TokenizerError(
+                f"{name}: the merge of {left!r} and {right!r} names a token that is not in the "
+                "vocabulary."
+            )
+        if token == last:
+            pairs[token].append(left)
+        elif token not in pairs:
+            pairs[token] = [left]
+        else:
+            raise TokenizerError(
+                f"{name}: the merges that make {token!r} stand apart, so ranks of tokens cannot "
+                "express their order; convert the file from its original ranks."
+            )
+        last = token
+    _check_pairs(name, vocab, pairs)
+    return [vocab[token] for token in pairs]
+
+
+def _check_pairs(name: str, vocab: Mapping[str, int], pairs: Mapping[str, list[str]]) -> None:
+    """Hugging Face merges the pairs it lists, tiktoken any two neighbours that make a token. The
+    results agree when each token lists the one pair that its own letters come down to.
+    """
+    order = {token: position for position, token in enumerate(pairs)}
+    for token in vocab:
+        length = len(token)
+        if length == 1:
+            continue
+        lefts = pairs.get(token, [])
+        splits = [i for i in range(1, length) if token[:i] in vocab and token[i:] in vocab]
+        if lefts and len(lefts) == len(splits):  # all there are, as in files made from ranks
+            continue
+        parts = list(token)
+        while len(parts) > 2:
+            joined = [order.get(a + b, len(order)) for a, b in itertools.pairwise(parts)]
+            best = min(joined)
+            if best >= order.get(token, 0):
+                break
+            i = joined.index(best)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) != 2 or parts[0] not in lefts:
+            raise TokenizerError(
+                f"{name}: the merges do not lead to the token {token!r}, or not by the pair "
+                "listed, so tiktoken would encode other tokens; convert the file from its "
+                "original ranks."
+            )
 
 
 def _bytes_of(name: str, vocab: Iterable[str]) -> dict[str, bytes]:

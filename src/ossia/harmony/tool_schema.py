@@ -368,22 +368,23 @@ class _Printer:
 
     def _follow(self, reference: str) -> Any:
         """A JSON pointer (RFC 6901) within the root schema."""
+        path = [unquote(step) for step in reference.split("/")]
         node: Any = self._root
-        if reference == "#":
-            return node
         try:
-            if not reference.startswith("#/"):
+            if path[0] != "#":
                 raise KeyError(reference)
-            for step in reference[2:].split("/"):
-                key = unquote(step).replace("~1", "/").replace("~0", "~")
-                is_list = isinstance(node, list)
-                node = cast("Any", node)[int(key) if is_list else key]
+            for step in path[1:]:
+                node = _child(node, step.replace("~1", "/").replace("~0", "~"))
         except (LookupError, ValueError, TypeError):
             raise ConversationError(
                 f"{self._where}: the $ref {reference!r} does not lead to a part of the same "
                 "schema; put what it means under $defs."
             ) from None
         return node
+
+
+def _child(node: Any, key: str) -> Any:
+    return cast("list[Any]", node)[int(key)] if isinstance(node, list) else node[key]
 
 
 def _merge(parts: list[_Schema]) -> _Schema:
@@ -501,7 +502,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _is_full_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value)
+    return isinstance(value, list) and value != []
 
 
 def _json(value: Any) -> str:
