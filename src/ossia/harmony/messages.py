@@ -153,15 +153,7 @@ class Conversation:
         does not bring the default back. `response_formats` of a developer content is our addition.
         Raises ConversationError, naming the message's index and the field.
         """
-        try:
-            document = json.loads(
-                text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
-            )
-        except RecursionError:
-            raise ConversationError("The conversation's JSON is nested too deeply.") from None
-        except ValueError as error:
-            raise ConversationError(f"The conversation is not JSON: {error}.") from error
-        return cls.from_dict(document)
+        return cls.from_dict(parse_json(text))
 
     @classmethod
     def from_dict(cls, document: Any) -> Conversation:
@@ -250,6 +242,19 @@ def _write_namespace(namespace: ToolNamespace) -> dict[str, Any]:
 
 
 # -- Reading JSON ---------------------------------------------------------------------------------
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` that also refuses what JSON has not: NaN, and a key that stands twice."""
+    try:
+        return json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
+        )
+    except RecursionError:
+        raise ConversationError("The JSON is nested too deeply.") from None
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise ConversationError(f"This is not JSON: {error}.") from error
+
 
 _T = TypeVar("_T")
 _Reader = Callable[[Any, str], _T]
