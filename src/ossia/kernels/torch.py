@@ -35,7 +35,8 @@ from ossia.kernels.interface import (
     SamplingBatch,
     part_shapes,
 )
-from ossia.kernels.mxfp4 import Mxfp4Tensor
+from ossia.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor
+from ossia.kernels.sampling import sample_rows
 
 DECODE_ONCE_BYTES = 64 << 20
 """MXFP4 experts of one layer that decode into fewer bytes are decoded by `prepare`; larger ones
@@ -48,8 +49,6 @@ length."""
 
 PADDING_WASTE = 1.25
 """A group of sequences spans lengths up to this ratio."""
-
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,10 @@ class TorchKernels:
         self.routing: list[Routing] = []
         self._padding: tuple[np.ndarray, Padding] | None = None
 
+    @property
+    def cache_itemsize(self) -> int:
+        return self.cache_dtype.itemsize
+
     # ---- weights -------------------------------------------------------------------------------
 
     def prepare(
@@ -168,10 +171,12 @@ class TorchKernels:
     ) -> Embedding | AttentionWeights | MoeWeights | Head:
         for name, shape in part_shapes(part, dims).items():
             if name not in tensors:
-                raise KernelError(f"{part.value} needs the tensor {name} {list(shape)}.")
+                raise KernelError(f"[prepare] {part.value} expected a tensor {name}, got none")
             if tuple(tensors[name].shape) != shape:
-                came = list(tensors[name].shape)
-                raise KernelError(f"{part.value}.{name} must have shape {list(shape)}, not {came}.")
+                raise KernelError(
+                    f"[prepare] expected {part.value}.{name} of shape {list(shape)}, got "
+                    f"{list(tensors[name].shape)}"
+                )
 
         def take(name: str, dtype: torch.dtype | None = None) -> Tensor:
             return self._tensor(tensors[name], dtype or self.residual_dtype)
@@ -260,8 +265,8 @@ class TorchKernels:
     def embed(self, ids_T: np.ndarray, weight: Embedding) -> Tensor:
         if len(ids_T) and not 0 <= int(ids_T.min()) <= int(ids_T.max()) < len(weight.weight_VD):
             raise KernelError(
-                f"[embed] token ids must lie between 0 and {len(weight.weight_VD) - 1}; "
-                f"got {int(ids_T.min())} to {int(ids_T.max())}."
+                f"[embed] expected ids from 0 to {len(weight.weight_VD) - 1}, got "
+                f"{int(ids_T.min())} to {int(ids_T.max())}"
             )
         return F.embedding(self._index(ids_T), weight.weight_VD)
 
@@ -533,7 +538,8 @@ def attend(
 
 def decode_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """[.., rows, groups, 16] and [.., rows, groups] uint8 → [.., rows, 32 · groups], exact."""
-    table = torch.tensor(E2M1, dtype=dtype, device=blocks.device)
+    signed = (*E2M1_VALUES, *(-value for value in E2M1_VALUES))
+    table = torch.tensor(signed, dtype=dtype, device=blocks.device)
     nibbles = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
     exponent = scales.to(torch.int32).unsqueeze(-1) - 127
     return torch.ldexp(table[nibbles.to(torch.int64)], exponent).flatten(-2).to(dtype)
