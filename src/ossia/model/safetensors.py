@@ -26,7 +26,8 @@ import numpy as np
 from ossia.errors import CheckpointError
 from ossia.model.json_fields import MAX_JSON_BYTES, parse_object, shown
 
-_LENGTH = struct.Struct("<Q")
+HEADER_LENGTH = struct.Struct("<Q")
+"""What a file begins with; the header follows."""
 _MAX_DIMS = 32
 _MAX_SIZE = 2**62  # of a dimension, a product of them, an offset
 _FETCH = "fetch the file again, or remove it"
@@ -127,12 +128,12 @@ def read_header(path: str | Path) -> Header:
 
 def _parse_header(path: Path, file_size: int, read: Any) -> tuple[int, dict[str, Any]]:
     """Offset of the data, and the header's JSON object."""
-    if file_size < _LENGTH.size:
+    if file_size < HEADER_LENGTH.size:
         raise CheckpointError(
             f"{path}: expected a safetensors file, got one of {file_size} bytes; {_FETCH}."
         )
-    (length,) = _LENGTH.unpack(read(_LENGTH.size))
-    if length > file_size - _LENGTH.size:
+    (length,) = HEADER_LENGTH.unpack(read(HEADER_LENGTH.size))
+    if length > file_size - HEADER_LENGTH.size:
         raise CheckpointError(
             f"{path}: expected a safetensors file, but its header would have {length} bytes and "
             f"the file has {file_size}: it is truncated or something else; {_FETCH}."
@@ -146,7 +147,7 @@ def _parse_header(path: Path, file_size: int, read: Any) -> tuple[int, dict[str,
         raise CheckpointError(f"{path}: the file shrank while it was read; {_FETCH}.")
     if not header.startswith(b"{"):  # the format allows padding behind, not before
         raise CheckpointError(f"{path}: expected a safetensors header, got no JSON; {_FETCH}.")
-    return _LENGTH.size + length, parse_object(header, str(path), CheckpointError)
+    return HEADER_LENGTH.size + length, parse_object(header, str(path), CheckpointError)
 
 
 def _metadata(path: Path, values: object, problems: list[str]) -> dict[str, str]:
