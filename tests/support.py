@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
 import random
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ossia.harmony.tokenizer import Tokenizer
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +41,30 @@ def o200k_path() -> Path:
     if not path.is_file():
         pytest.skip("o200k ranks not found (run scripts/o200k)")
     return path.resolve()
+
+
+@functools.cache
+def o200k() -> Tokenizer:
+    """The tokenizer of gpt-oss; skips the test where its ranks are missing."""
+    return Tokenizer.from_tiktoken(o200k_path())
+
+
+@functools.cache
+def openai_harmony_encoding() -> Any:
+    """openai-harmony's own encoding, loaded without a network; skips the test without ranks."""
+    import openai_harmony
+
+    with tempfile.TemporaryDirectory() as folder:
+        # The library looks for this very name.
+        (Path(folder) / "o200k_base.tiktoken").symlink_to(o200k_path())
+        before = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
+        os.environ["TIKTOKEN_ENCODINGS_BASE"] = folder
+        try:
+            return openai_harmony.load_harmony_encoding("HarmonyGptOss")
+        finally:
+            del os.environ["TIKTOKEN_ENCODINGS_BASE"]
+            if before is not None:
+                os.environ["TIKTOKEN_ENCODINGS_BASE"] = before
 
 
 def trained_tokenizer_json(vocab_size: int = 1024) -> dict[str, Any]:

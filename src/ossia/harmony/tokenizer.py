@@ -126,6 +126,9 @@ class Tokenizer:
         self.name = vocabulary.name
         self._rank_to_id = vocabulary.ids
         ordinary = set(ranks.values() if vocabulary.ids is None else vocabulary.ids)
+        for i in ordinary.union(vocabulary.controls.values()):
+            if type(i) is not int or not 0 <= i < 2**31:
+                raise TokenizerError(f"{self.name}: {i!r} is not a token id.")
         spellings: dict[int, str] = {}
         for spelling, i in vocabulary.controls.items():
             if i in ordinary:
@@ -161,7 +164,8 @@ class Tokenizer:
             if vocabulary.ids is None
             else {token_id: rank for rank, token_id in enumerate(vocabulary.ids)}
         )
-        self._ordinary_ids = frozenset(ordinary)
+        self.ordinary_ids = frozenset(ordinary)
+        """The ids of every token that stands for text."""
         self.control = self._find_controls()
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise TokenizerError(
@@ -235,7 +239,9 @@ class Tokenizer:
             raise TokenizerError(f"{path} is not JSON: {error}.") from error
         try:
             vocabulary = _read_document(str(path), document)
-        except (KeyError, TypeError, AttributeError) as error:
+        except TokenizerError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise TokenizerError(
                 f"{path} does not have the form of a tokenizer.json: {type(error).__name__} at "
                 f"{error}."
@@ -300,7 +306,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token: `decode_bytes([token_id])`."""
-        if token_id in self._ordinary_ids:
+        if token_id in self.ordinary_ids:
             rank = token_id if self._id_to_rank is None else self._id_to_rank[token_id]
             return self._encoding.decode_single_token_bytes(rank)
         return self._spellings.get(token_id, REPLACEMENT).encode()
@@ -309,7 +315,7 @@ class Tokenizer:
         """Whether the id carries no text of its own: a control or reserved token, or an id outside
         the vocabulary (an embedding table is often larger than its vocabulary).
         """
-        return token_id not in self._ordinary_ids
+        return token_id not in self.ordinary_ids
 
 
 # -- Reading files --------------------------------------------------------------------------------
@@ -331,7 +337,7 @@ def _read_document(name: str, document: Any) -> _Vocabulary:
     for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise TokenizerError(f"{name}: {key} is set; a byte-level BPE does without it.")
-    controls = {str(t["content"]): int(t["id"]) for t in document.get("added_tokens", ())}
+    controls = {str(t["content"]): t["id"] for t in document.get("added_tokens", ())}
     vocab = cast("dict[str, int]", dict(model["vocab"]))
     for spelling, token_id in controls.items():
         # Trainers list the control tokens in the vocabulary as well.
