@@ -328,9 +328,13 @@ def _read_schema(value: Any, where: str) -> Mapping[str, Any]:
         _refuse(where, "a JSON schema (an object)", value)
     schema = cast("dict[str, Any]", value)
     try:
-        _read_text(json.dumps(schema, ensure_ascii=False), where)
+        _read_text(json.dumps(schema, ensure_ascii=False, allow_nan=False), where)
     except RecursionError:
         raise ConversationError(f"{where} is nested too deeply.") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConversationError):
+            raise
+        raise ConversationError(f"{where} is not JSON: {error}.") from None
     return schema
 
 
