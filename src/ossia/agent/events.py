@@ -1,4 +1,4 @@
-"""What a turn is told as while it happens: one event type per meaning, ended by exactly one `TurnEnd`.
+"""What a turn is told as while it happens: one type per meaning, ended by exactly one `TurnEnd`.
 
 Consumers match on the type. Reasoning and answer never share an event, so that what must not be
 shown to an end user is left out by not matching it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ossia.harmony.messages import Message
+from ossia.harmony.messages import Message, Role
 
 
 class TurnFinish(StrEnum):
@@ -34,6 +34,20 @@ class ToolCall:
     name: str
     """As offered: the bare name of a function, the full name of another tool (`browser.search`)."""
     arguments: str
+    recipient: str
+    """The tool's full name, such as `functions.get_weather`."""
+    channel: str | None
+    """The channel that the call was made on; its result belongs there too."""
+
+    def result(self, output: str) -> Message:
+        """The message that gives the call's result back: append it behind `Turn.messages`."""
+        return Message.of_text(
+            Role.TOOL,
+            output,
+            name=self.recipient,
+            recipient=Role.ASSISTANT,
+            channel=self.channel,
+        )
 
 
 @dataclass(frozen=True)

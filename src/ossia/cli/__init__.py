@@ -1,1 +1,1 @@
-"""The command line: one module per command; the only place where kernels, model, engine and agent are put together."""
+"""The command line: one module per command, over the same API that programs use."""

@@ -1,0 +1,94 @@
+"""`ossia chat`: one question, or a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ossia.cli import options
+from ossia.errors import UsageError
+
+if TYPE_CHECKING:
+    from ossia.llm import LLM
+
+
+def chat(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The question; `-` reads it from standard input. Without: talk."),
+    ] = None,
+    model: options.ModelOption = "nano",
+    effort: Annotated[
+        str, typer.Option("--effort", "-e", help="How long to reason: low, medium or high.")
+    ] = "medium",
+    instructions: Annotated[
+        str | None,
+        typer.Option("--instructions", "-i", help="Developer instructions (a system prompt)."),
+    ] = None,
+    hide_reasoning: Annotated[
+        bool, typer.Option("--hide-reasoning", help="Keep the model's reasoning off the screen.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With PROMPT: the turn as one JSON object.")
+    ] = False,
+    max_tokens: options.MaxTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    top_p: options.TopPOption = None,
+    top_k: options.TopKOption = None,
+    min_p: options.MinPOption = None,
+    seed: options.SeedOption = None,
+    stop: options.StopOption = None,
+    kernels: options.KernelsOption = "auto",
+    allow_slow: options.AllowSlowOption = False,
+    no_mmap: options.NoMmapOption = False,
+) -> None:
+    """Ask a question, or talk: the reasoning is dimmed, the answer is not.
+
+    In a conversation: /effort low|medium|high, /reset, /save FILE, /help; Ctrl-C stops the turn.
+    """
+    if as_json and prompt is None:
+        raise UsageError("--json prints one turn; give the question as PROMPT.")
+    from ossia.harmony.messages import Effort
+
+    if effort not in set(Effort):
+        raise UsageError(f"--effort takes low, medium or high; got {effort!r}.")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    from ossia.cli.chat_session import ChatSession
+
+    with options.load_model(
+        model, kernels=kernels, allow_slow=allow_slow, no_mmap=no_mmap, quiet=as_json
+    ) as llm:
+        sampling = options.sampling_of(
+            llm,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+        )
+        session = ChatSession(
+            llm,
+            effort=Effort(effort),
+            instructions=instructions,
+            sampling=sampling,
+            stop=tuple(stop or ()),
+            hide_reasoning=hide_reasoning,
+        )
+        if as_json:
+            assert prompt is not None
+            session.answer_as_json(prompt)
+            return
+        _banner(llm)
+        if prompt is not None:
+            session.answer(prompt)
+        else:
+            session.talk()
+
+
+def _banner(llm: LLM) -> None:
+    if llm.card.description:
+        print(llm.card.description, file=sys.stderr)

@@ -1,0 +1,103 @@
+"""`ossia generate`: raw completion, tokens in and tokens out, with no conversation around it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from ossia.cli import options, terminal
+from ossia.errors import UsageError
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="The text to continue; `-` reads standard input."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", help="Token ids in place of text: `1,2,3` or a JSON list."),
+    ] = None,
+    literal: Annotated[
+        bool,
+        typer.Option("--literal", help="Read <|start|> and its like in the prompt as mere text."),
+    ] = False,
+    model: options.ModelOption = "nano",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object: tokens, text, why it ended.")
+    ] = False,
+    max_tokens: options.MaxTokensOption = None,
+    temperature: options.TemperatureOption = None,
+    top_p: options.TopPOption = None,
+    top_k: options.TopKOption = None,
+    min_p: options.MinPOption = None,
+    seed: options.SeedOption = None,
+    stop: options.StopOption = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            min=0,
+            max=20,
+            help="With --json: log-probability of each token and this many alternatives.",
+        ),
+    ] = None,
+    kernels: options.KernelsOption = "auto",
+    allow_slow: options.AllowSlowOption = False,
+    no_mmap: options.NoMmapOption = False,
+) -> None:
+    """Continue a prompt, raw: control tokens in and out, nothing added.
+
+    The tokens after `ossia harmony render`'s text are those that `ossia chat` gets.
+    """
+    from dataclasses import replace
+
+    if (prompt is None) == (tokens is None):
+        raise UsageError("Give the prompt either as --prompt TEXT or as --tokens IDS, one of them.")
+    if logprobs is not None and not as_json:
+        raise UsageError("--logprobs prints numbers for programs to read; add --json.")
+    given = _parse_tokens(tokens) if tokens is not None else _read_prompt(prompt or "")
+    with options.load_model(
+        model, kernels=kernels, allow_slow=allow_slow, no_mmap=no_mmap, quiet=as_json
+    ) as llm:
+        sampling = options.sampling_of(
+            llm,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+        )
+        if logprobs is not None:
+            sampling = replace(sampling, logprobs=True, top_logprobs=logprobs)
+        stream = llm.stream_generate(
+            given, sampling=sampling, stop=stop or (), control_tokens=not literal
+        )
+        for chunk in stream:
+            if not as_json:
+                terminal.write(chunk.text)
+            for line in chunk.diagnostics:
+                print(f"note: {line}", file=sys.stderr)
+            completion = chunk.completion
+        assert completion is not None  # every stream ends with the whole completion
+        if as_json:
+            print(json.dumps(completion.to_json(), ensure_ascii=False))
+        else:
+            terminal.write("\n")
+
+
+def _read_prompt(prompt: str) -> str:
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def _parse_tokens(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--tokens takes integers separated by commas, such as 1,2,3; got {text[:40]!r}."
+        ) from None

@@ -1,0 +1,105 @@
+"""Options that several commands share, stated once, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ossia.engine.request import SamplingParams
+    from ossia.llm import LLM
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="`nano` (built in), a hub name such as openai/gpt-oss-20b, or a checkpoint's folder.",
+    ),
+]
+KernelsOption = Annotated[
+    str, typer.Option("--kernels", help="Kernel set: auto, reference or torch.")
+]
+AllowSlowOption = Annotated[
+    bool,
+    typer.Option("--allow-slow", help="Run a large model on the reference kernels all the same."),
+]
+NoMmapOption = Annotated[
+    bool,
+    typer.Option("--no-mmap", help="Read the checkpoint into memory instead of mapping its files."),
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", help="0 is greedy. Default: the model's generation_config."),
+]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", help="Keep the smallest set of this probability.")
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Keep the k best; 0 is off.")]
+MinPOption = Annotated[
+    float | None,
+    typer.Option("--min-p", help="Drop what is less likely than this share of the best."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", help="Stop before this text; may be repeated.")
+]
+
+
+def load_model(
+    model: str, *, kernels: str, allow_slow: bool, no_mmap: bool, quiet: bool = False
+) -> LLM:
+    """`ossia.load` with a progress bar on stderr where loading takes long enough to notice."""
+    import sys
+
+    import ossia
+
+    if quiet or not sys.stderr.isatty():
+        return ossia.load(model, kernels=kernels, allow_slow=allow_slow, use_mmap=not no_mmap)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"loading {model}", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return ossia.load(
+            model,
+            kernels=kernels,
+            allow_slow=allow_slow,
+            use_mmap=not no_mmap,
+            progress=progress,
+        )
+
+
+def sampling_of(
+    llm: LLM,
+    *,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    seed: int | None,
+) -> SamplingParams:
+    """The model's own sampling defaults with what the user named in their place."""
+    named = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+    }
+    return replace(
+        llm.default_sampling, **{name: value for name, value in named.items() if value is not None}
+    )

@@ -1,0 +1,486 @@
+"""The Python API: `load(model) -> LLM`; `LLM.chat(…) -> Turn`, `LLM.generate(…) -> Completion`.
+
+Each comes in four forms: blocking, streaming, and both again asynchronous. One `LLM` may serve any
+number of threads and event loops at once; its engine runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypedDict, Unpack
+
+from ossia.agent.blocking import BlockingRunner
+from ossia.agent.events import Turn, TurnEnd, TurnEvent
+from ossia.agent.stop_strings import StopStrings
+from ossia.agent.turn import run_turn
+from ossia.engine.async_engine import AsyncEngine
+from ossia.engine.config import EngineConfig
+from ossia.engine.engine import Engine
+from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
+from ossia.errors import CheckpointError, ConversationError, TokenizerError, UsageError
+from ossia.harmony.messages import (
+    Conversation,
+    DeveloperContent,
+    Effort,
+    Message,
+    Role,
+    SystemContent,
+    Tool,
+    ToolNamespace,
+)
+from ossia.harmony.tokenizer import Tokenizer
+from ossia.kernels.choose import choose_kernels, refuse_large
+from ossia.model.checkpoint import open_checkpoint
+from ossia.model.config import GenerationConfig, ModelConfig
+from ossia.model.hub import resolve_model
+from ossia.model.transformer import Architecture, prepare_weights
+
+Prompt = str | Sequence[int]
+Messages = str | Conversation | Sequence[Message | Mapping[str, Any]]
+
+
+class ChatOptions(TypedDict, total=False):
+    """Options of `chat` in all its forms; `LLM.astream_chat` explains them."""
+
+    effort: Effort | str
+    instructions: str | None
+    tools: Sequence[Tool]
+    date: datetime.date | str | None
+    sampling: SamplingParams | None
+    stop: Sequence[str]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `generate` in all its forms; `LLM.astream_generate` explains them."""
+
+    sampling: SamplingParams | None
+    stop: Sequence[str]
+    control_tokens: bool
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `generate` gives: the tokens that followed a prompt."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """As sampled; the last one is the stop token where one ended the completion."""
+    text: str
+    """The tokens as text, control tokens by their spelling; ends before a stop string."""
+    finish_reason: FinishReason
+    stop: str | None = None
+    """The stop string that was reached."""
+    logprobs: tuple[float, ...] | None = None
+    """One per token, of the unmodified distribution; None unless asked for."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    """Per token: (token id, log-probability), the most probable first."""
+    diagnostics: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The completion as plain JSON values."""
+        values: dict[str, Any] = {
+            "prompt_tokens": list(self.prompt_ids),
+            "tokens": list(self.token_ids),
+            "text": self.text,
+            "finish_reason": str(self.finish_reason),
+            "stop": self.stop,
+            "diagnostics": list(self.diagnostics),
+        }
+        if self.logprobs is not None:
+            alternatives = self.top_logprobs or ((),) * len(self.logprobs)
+            values["logprobs"] = [
+                {
+                    "token": token,
+                    "logprob": logprob,
+                    "top_logprobs": [{"token": i, "logprob": value} for i, value in top],
+                }
+                for token, logprob, top in zip(
+                    self.token_ids, self.logprobs, alternatives, strict=True
+                )
+            ]
+        return values
+
+
+@dataclass(frozen=True)
+class CompletionChunk:
+    """A piece of a completion while it is generated; the last one carries the whole."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    diagnostics: tuple[str, ...] = ()
+    completion: Completion | None = None
+
+
+class LLM:
+    """A loaded model. Made by `ossia.load`; close it, or use it in a `with` statement."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: ModelConfig,
+        generation: GenerationConfig,
+        tokenizer: Tokenizer,
+        engine: AsyncEngine,
+        card: ModelCard,
+        kernels_name: str,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.tokenizer = tokenizer
+        self.card = card
+        self.kernels_name = kernels_name
+        self.default_sampling = _default_sampling(generation, tokenizer)
+        self._engine = engine
+        self._blocking = BlockingRunner()
+
+    # -- Conversation --------------------------------------------------------------------------
+
+    def conversation(
+        self,
+        messages: Messages,
+        *,
+        effort: Effort | str = Effort.MEDIUM,
+        instructions: str | None = None,
+        tools: Sequence[Tool] = (),
+        date: datetime.date | str | None = None,
+    ) -> Conversation:
+        """The conversation that `chat` renders: system and developer messages before `messages`.
+
+        A `Conversation` is taken as it is: it holds its own system message, and any other option
+        with it is a ConversationError. `date` is the `Current date` of the system message
+        (default: today); keep the conversation to keep its date.
+        """
+        if isinstance(messages, Conversation):
+            if instructions is not None or tools or date is not None or effort != Effort.MEDIUM:
+                raise ConversationError(
+                    "A whole Conversation carries its own effort, instructions, tools and date; "
+                    "give either that, or messages with options."
+                )
+            return messages
+        if isinstance(messages, str):
+            messages = [Message.of_text(Role.USER, messages)]
+        start = str(date) if date is not None else datetime.date.today().isoformat()
+        system = SystemContent(
+            model_identity=self.card.model_identity,
+            reasoning_effort=_effort(effort),
+            conversation_start_date=start,
+        )
+        head = [Message(Role.SYSTEM, (system,))]
+        if instructions is not None or tools:
+            functions = (ToolNamespace("functions", tools=tuple(tools)),) if tools else ()
+            head.append(Message(Role.DEVELOPER, (DeveloperContent(instructions, functions),)))
+        return Conversation((*head, *map(_message, messages)))
+
+    def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Turn:
+        """One turn of the assistant, when it is complete. Options: those of `astream_chat`."""
+        return self._blocking.run(self.achat(messages, **options))
+
+    def stream_chat(
+        self, messages: Messages, **options: Unpack[ChatOptions]
+    ) -> Iterator[TurnEvent]:
+        """The turn's events as they happen; leaving the loop early cancels the turn."""
+        return self._blocking.iterate(self.astream_chat(messages, **options))
+
+    async def achat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Turn:
+        """`chat` for asynchronous callers."""
+        async for event in self.astream_chat(messages, **options):
+            if isinstance(event, TurnEnd):
+                return event.turn
+        raise AssertionError("a turn ends with TurnEnd")
+
+    def astream_chat(
+        self,
+        messages: Messages,
+        *,
+        effort: Effort | str = Effort.MEDIUM,
+        instructions: str | None = None,
+        tools: Sequence[Tool] = (),
+        date: datetime.date | str | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+    ) -> AsyncIterator[TurnEvent]:
+        """`stream_chat` for asynchronous callers.
+
+        `messages`: the user's text; or messages, ours or dicts with `role` and `content`; or a
+        whole `Conversation`. `tools` are functions offered to the model: their calls come back in
+        `Turn.tool_calls`, nothing is run. `sampling` defaults to `default_sampling`; `stop` are
+        strings before which the answer (not the reasoning) ends.
+
+        Raises ConversationError for what cannot be rendered, RequestError for what the engine
+        refuses, such as a prompt longer than the context.
+        """
+        conversation = self.conversation(
+            messages, effort=effort, instructions=instructions, tools=tools, date=date
+        )
+        return run_turn(
+            self._engine,
+            self.tokenizer,
+            conversation,
+            sampling=sampling or self.default_sampling,
+            stop=stop,
+        )
+
+    # -- Raw completion ------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Completion:
+        """What follows a prompt, when it is complete. Options: those of `astream_generate`."""
+        return self._blocking.run(self.agenerate(prompt, **options))
+
+    def stream_generate(
+        self, prompt: Prompt, **options: Unpack[GenerateOptions]
+    ) -> Iterator[CompletionChunk]:
+        """The completion in pieces; leaving the loop early cancels it."""
+        return self._blocking.iterate(self.astream_generate(prompt, **options))
+
+    async def agenerate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Completion:
+        """`generate` for asynchronous callers."""
+        async for chunk in self.astream_generate(prompt, **options):
+            if chunk.completion is not None:
+                return chunk.completion
+        raise AssertionError("a completion's last chunk carries it whole")
+
+    async def astream_generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        control_tokens: bool = False,
+    ) -> AsyncIterator[CompletionChunk]:
+        """`stream_generate` for asynchronous callers.
+
+        `prompt`: token ids, or text. Spellings of control tokens in a text are mere text unless
+        `control_tokens=True`: pass that for prompts of your own, never for what others wrote.
+        """
+        if isinstance(prompt, str):
+            encode = (
+                self.tokenizer.encode_with_controls if control_tokens else self.tokenizer.encode
+            )
+            prompt = encode(prompt)
+        request = Request(
+            request_id=f"generate-{uuid.uuid4().hex}",
+            prompt_ids=tuple(prompt),
+            sampling=sampling or self.default_sampling,
+        )
+        collector = _CompletionCollector(self.tokenizer, request, stop)
+        stream = self._engine.generate(request)
+        try:
+            async for output in stream:
+                yield collector.feed(output)
+                if collector.done:
+                    return
+        finally:
+            await stream.aclose()
+
+    # -- Life ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends the engine; requests in flight end as cancelled. Idempotent."""
+        self._engine.close()
+        self._blocking.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, kernels={self.kernels_name!r})"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model folder's optional `ossia.json` says of the model to those who talk to it."""
+
+    model_identity: str = SystemContent().model_identity or ""
+    description: str | None = None
+    """Shown by `ossia chat` before the conversation."""
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard:
+        path = folder / "ossia.json"
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: expected an object with model_identity and description; got {error}."
+            ) from error
+
+
+def load(
+    model: str | Path = "nano",
+    *,
+    kernels: str = "auto",
+    engine: EngineConfig | None = None,
+    tokenizer: str | Path | None = None,
+    use_mmap: bool = True,
+    allow_slow: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> LLM:
+    """Load a model and start its engine.
+
+    `model`: `nano` (built in), a hub name such as `openai/gpt-oss-20b` that `ossia pull` has
+    fetched, or the folder of a checkpoint in the Hugging Face or the `original/` layout. No network
+    is used. `kernels`: `auto`, `reference` or `torch`. `tokenizer`: a vocabulary to use in place of
+    the one beside the weights. `allow_slow`: run a large model on the `reference` kernels all the
+    same. `progress(done, total)` is called while the weights load.
+
+    Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError.
+    """
+    checkpoint = open_checkpoint(resolve_model(str(model)), use_mmap=use_mmap)
+    chosen, _ = choose_kernels(kernels)
+    if chosen.name == "reference":
+        refuse_large(checkpoint.total_bytes, allow_slow=allow_slow)
+    vocabulary = _load_tokenizer(checkpoint.folder, tokenizer)
+    _require_fit(vocabulary, checkpoint.config)
+    weights = prepare_weights(
+        Architecture.of(checkpoint.config), chosen, checkpoint.part, progress=progress
+    )
+    return LLM(
+        name=str(model),
+        config=checkpoint.config,
+        generation=checkpoint.generation,
+        tokenizer=vocabulary,
+        engine=AsyncEngine(Engine.for_model(checkpoint.config, chosen, weights, engine)),
+        card=ModelCard.read(checkpoint.folder),
+        kernels_name=chosen.name,
+    )
+
+
+def _default_sampling(generation: GenerationConfig, tokenizer: Tokenizer) -> SamplingParams:
+    """What the model asks for; a turn also ends at Harmony's own end tokens, which early uploads of
+    generation_config.json lack.
+    """
+    control = tokenizer.control
+    stop_ids = {*generation.eos_token_ids, *control.turn_end_ids, control.endoftext}
+    return SamplingParams(
+        temperature=generation.temperature if generation.do_sample else 0.0,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        min_p=generation.min_p,
+        repetition_penalty=generation.repetition_penalty,
+        stop_token_ids=tuple(sorted(stop_ids)),
+    )
+
+
+def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer:
+    """The vocabulary beside the weights; `original/` has none of its own and uses its parent's."""
+    if given is not None:
+        return Tokenizer.load(given)
+    candidates = [
+        place / name
+        for place in (folder, folder.parent)
+        for name in ("tokenizer.json", "o200k_base.tiktoken")
+    ]
+    for path in candidates if folder.name == "original" else candidates[:2]:
+        if path.exists():
+            return Tokenizer.load(path)
+    raise TokenizerError(
+        f"{folder}: there is no tokenizer.json beside the weights; put the model's own there, or "
+        "name a vocabulary with --vocab (in Python: tokenizer=…)."
+    )
+
+
+def _require_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """A vocabulary of another model shows first at the control tokens, which stand at its end."""
+    control = tokenizer.control
+    largest = max(*control.stop_ids, control.start, control.message, control.channel)
+    if largest >= config.vocab_size:
+        raise TokenizerError(
+            f"{tokenizer.name} has a control token with the id {largest}, but the model "
+            f"embeds only the ids below {config.vocab_size}; use the vocabulary "
+            "of this model."
+        )
+
+
+def _effort(effort: Effort | str) -> Effort:
+    try:
+        return Effort(effort)
+    except ValueError:
+        raise UsageError(f"effort must be low, medium or high; got {effort!r}.") from None
+
+
+def _message(message: Message | Mapping[str, Any]) -> Message:
+    """One of ours as it is; or a dict in the form of the Chat Completions API: role and content."""
+    if isinstance(message, Message):
+        return message
+    unknown = set(message) - {"role", "content"}
+    if unknown or not isinstance(message.get("content"), str):
+        raise ConversationError(
+            "A message given as a dict has the keys `role` and `content`, both strings; got "
+            f"{dict(message)!r:.120}. Use ossia.Message for anything else."
+        )
+    role = message.get("role")
+    if role == Role.USER:
+        return Message.of_text(Role.USER, message["content"])
+    if role == Role.ASSISTANT:
+        return Message.of_text(Role.ASSISTANT, message["content"], channel="final")
+    raise ConversationError(
+        f"A message given as a dict has the role `user` or `assistant`; got {role!r}. For a system "
+        "prompt pass instructions=…, for tool results ossia.Message."
+    )
+
+
+class _CompletionCollector:
+    """Turns the engine's outputs into chunks of text and, at the end, the completion."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._request = request
+        self._stops = StopStrings(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._outputs: list[TokenOutput] = []
+        self._texts: list[str] = []
+        self.done = False
+
+    def feed(self, output: TokenOutput) -> CompletionChunk:
+        self._outputs.append(output)
+        ended = output.finish_reason is not None
+        decoded = self._decoder.decode(self._tokenizer.decode_bytes(output.token_ids), final=ended)
+        text = self._stops.feed(decoded)
+        reason = output.finish_reason
+        if self._stops.hit is not None:
+            reason = FinishReason.STOP
+        elif ended:
+            text += self._stops.finish()
+        self._texts.append(text)
+        self.done = reason is not None
+        return CompletionChunk(
+            text=text,
+            token_ids=output.token_ids,
+            diagnostics=output.diagnostics,
+            completion=None if reason is None else self._completion(reason),
+        )
+
+    def _completion(self, reason: FinishReason) -> Completion:
+        asked = self._request.sampling
+        return Completion(
+            prompt_ids=self._request.prompt_ids,
+            token_ids=tuple(token for output in self._outputs for token in output.token_ids),
+            text="".join(self._texts),
+            finish_reason=reason,
+            stop=self._stops.hit,
+            logprobs=tuple(value for output in self._outputs for value in output.logprobs)
+            if asked.logprobs
+            else None,
+            top_logprobs=tuple(top for output in self._outputs for top in output.top_logprobs)
+            if asked.top_logprobs
+            else None,
+            diagnostics=tuple(line for output in self._outputs for line in output.diagnostics),
+        )

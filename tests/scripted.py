@@ -1,0 +1,64 @@
+"""An engine that says what a test tells it to, and helpers to write completions as text."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from ossia.engine.request import FinishReason, Request, TokenOutput
+from ossia.harmony.tokenizer import Tokenizer
+from support import trained_tokenizer_json, write_tokenizer_json
+
+_CONTROL = re.compile(r"(<\|\w+\|>)")
+
+
+@functools.cache
+def small_tokenizer() -> Tokenizer:
+    """A byte-level vocabulary of about a thousand tokens, Harmony's control tokens at its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Tokenizer.load(write_tokenizer_json(Path(folder), trained_tokenizer_json()))
+
+
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """`<|…|>` as control tokens, everything else as ordinary ones."""
+    return [
+        token
+        for piece in _CONTROL.split(text)
+        if piece
+        for token in (
+            [tokenizer.encode_control(piece)]
+            if _CONTROL.fullmatch(piece)
+            else tokenizer.encode(piece)
+        )
+    ]
+
+
+class ScriptedEngine:
+    """Answers each request with the next of its completions, `chunk` tokens at a time.
+
+    A completion that ends in a stop token of the request ends with STOP, another one with LENGTH.
+    """
+
+    def __init__(self, *completions: Sequence[int], chunk: int = 1) -> None:
+        self._completions = list(completions)
+        self._chunk = chunk
+        self.requests: list[Request] = []
+        self.open_streams = 0
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        self.requests.append(request)
+        tokens = list(self._completions.pop(0))
+        stopped = bool(tokens) and tokens[-1] in request.sampling.stop_token_ids
+        self.open_streams += 1
+        try:
+            for at in range(0, len(tokens), self._chunk):
+                yield TokenOutput(request.request_id, tuple(tokens[at : at + self._chunk]))
+            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+            yield TokenOutput(request.request_id, finish_reason=reason)
+        finally:
+            self.open_streams -= 1
+
+    def close(self) -> None: ...
