@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from ossia.errors import ConversationError, OssiaError
+from ossia.errors import ConversationError, OssiaError, UsageError
 
 if TYPE_CHECKING:
+    from ossia.harmony.events import HarmonyEvent
     from ossia.harmony.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -82,12 +83,101 @@ def _render(tokenizer: Tokenizer, document: Any) -> dict[str, Any]:
     }
 
 
-def _one_of(key: str, value: Any, allowed: list[str]) -> str:
+def _one_of(key: str, value: Any, allowed: Sequence[str | None]) -> Any:
     if value not in allowed:
         raise ConversationError(
-            f"{key}: expected one of {', '.join(allowed)}; got {json.dumps(value)}."
+            f"{key}: expected one of {', '.join(a or 'null' for a in allowed)}; "
+            f"got {json.dumps(value)}."
         )
     return value
+
+
+@app.command()
+def parse(
+    file: FileArgument = "-",
+    vocab: VocabOption = None,
+    tools: Annotated[
+        str,
+        typer.Option(
+            "--tools",
+            metavar="NAME,NAME",
+            help="What was offered: functions by their bare names, other tools by their full "
+            "ones (browser.search, python).",
+        ),
+    ] = "",
+    parallel: Annotated[
+        bool, typer.Option("--parallel", help="A turn may hold several calls; else the first.")
+    ] = False,
+    jsonl: JsonlOption = False,
+) -> None:
+    """Turn the tokens of a completion into messages, whatever the model wrote.
+
+    Reads {"tokens": [...], "role": "assistant"}. Tokens follow <|start|>assistant; with "role" null
+    they begin with <|start|>, and may also be a whole conversation. An optional "finish_reason",
+    "stop" or "length", says whether generation was cut short; an "id" is handed through.
+    """
+    tokenizer = load_vocabulary(vocab)
+    offered = [name.strip() for name in tools.split(",")] if tools.strip() else []
+    if not all(offered):
+        raise UsageError(f"--tools: expected names parted by commas; got {tools!r}.")
+    if jsonl:
+        print_for_each_line(file, lambda d: _parse(tokenizer, d, offered, parallel)[1])
+    else:
+        _print_events(*_parse(tokenizer, read_document(file), offered, parallel))
+
+
+def _parse(
+    tokenizer: Tokenizer, document: Any, tools: list[str], parallel: bool
+) -> tuple[list[HarmonyEvent], dict[str, Any]]:
+    from ossia.harmony.messages import Role
+    from ossia.harmony.parser import HarmonyParser
+    from ossia.harmony.turn import assemble
+
+    if not isinstance(document, dict) or "tokens" not in document:
+        raise ConversationError('expected an object such as {"tokens": [...]}.')
+    unknown = document.keys() - {"tokens", "role", "finish_reason", "id"}
+    if unknown:
+        raise ConversationError(
+            f"unknown key {min(unknown)!r}; known: tokens, role, finish_reason."
+        )
+    tokens: Any = document["tokens"]
+    if not isinstance(tokens, list):
+        raise ConversationError("tokens: expected a list of token ids.")
+    for index, token in enumerate(tokens):
+        if type(token) is not int:
+            raise ConversationError(
+                f"tokens[{index}]: expected a token id, an integer; got {json.dumps(token)}."
+            )
+    role = _one_of("role", document.get("role", "assistant"), ["assistant", None])
+    reason = _one_of("finish_reason", document.get("finish_reason"), ["stop", "length", None])
+    parser = HarmonyParser(
+        tokenizer, tools=tools, parallel=parallel, role=Role(role) if role else None
+    )
+    events = parser.feed(tokens)
+    events += parser.finish(cut={"length": True, "stop": False}.get(reason))
+    turn = assemble(events, cut=parser.cut, cut_for_sure=reason == "length").to_dict()
+    return events, {"id": document["id"]} | turn if "id" in document else turn
+
+
+def _print_events(events: list[HarmonyEvent], result: dict[str, Any]) -> None:
+    """For people: an event a line with its tokens, then the turn."""
+    from ossia.harmony.events import ContentDelta, MessageEnd, MessageStart, Repair
+
+    for event in events:
+        span = f"{event.span[0]}-{event.span[1]}"
+        match event:
+            case MessageStart():
+                names = ("name", "channel", "recipient", "content_type")
+                given = [f"{n}={v}" for n in names if (v := getattr(event, n)) is not None]
+                print(f"{span:>9}  {event.kind.value}: {' '.join([event.role.value, *given])}")
+            case ContentDelta():
+                print(f"{span:>9}    {json.dumps(event.text, ensure_ascii=False)}")
+            case MessageEnd():
+                print(f"{span:>9}    ({event.stop.value})")
+            case Repair():
+                rule = event.rule.value + (", dropped" if event.dropped else "")
+                print(f"{span:>9}    {rule}: {event.text}")
+    print(json.dumps(result["turn"], ensure_ascii=False, indent=2))
 
 
 # -- What the commands share ----------------------------------------------------------------------
