@@ -11,7 +11,7 @@ import datetime
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -316,11 +316,16 @@ class ModelCard:
         if not path.exists():
             return cls()
         try:
-            return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{path}: expected an object with model_identity and description; got {error}."
-            ) from error
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON: {error}.") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise CheckpointError(f"{path}: expected an object with the keys {sorted(known)}.")
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise CheckpointError(f"{path}: {name} must be a string; got {value!r:.40}.")
+        return cls(**values)
 
 
 def load(

@@ -130,6 +130,13 @@ def test_an_offered_call() -> None:
     )
 
 
+def test_messages_of_one_kind_are_parted_in_the_stream_as_in_the_turn() -> None:
+    events, turn, _ = take_turn(
+        f"{ANALYSIS}One.<|end|><|start|>assistant{ANALYSIS}Two.<|end|>{FINAL}Done.<|return|>"
+    )
+    assert joined(events, ReasoningDelta) == turn.reasoning == "One.\n\nTwo."
+
+
 def test_a_call_cut_short_is_not_a_call() -> None:
     asked = conversation(Tool("f", "", {"type": "object", "properties": {"a": {}}}))
     events, turn, _ = take_turn(

@@ -48,6 +48,7 @@ from ossia.harmony.messages import (
 from ossia.harmony.parser import HarmonyParser
 from ossia.harmony.render import render_for_completion
 from ossia.harmony.tokenizer import Tokenizer
+from ossia.harmony.turn import MESSAGE_SEPARATOR
 
 MAX_IN_BAND_ANSWERS = 2
 """How often a call of something that was not offered is answered with an error for the model."""
@@ -115,6 +116,7 @@ class TurnWriter:
         self._stops = StopStrings(stop)
         self._usage: Usage | None = None
         self._texts: dict[MessageKind, list[str]] = {kind: [] for kind in MessageKind}
+        self._is_new_message = dict.fromkeys(MessageKind, True)
         self._calls: list[ToolCall] = []
         self._token_ids: list[int] = []
         self._diagnostics: list[str] = []
@@ -164,8 +166,8 @@ class TurnWriter:
     def _translate(self, events: Sequence[HarmonyEvent]) -> Iterator[TurnEvent]:
         for event in events:
             match event:
-                case MessageStart():
-                    pass
+                case MessageStart(kind=kind):
+                    self._is_new_message[kind] = True
                 case ContentDelta(kind=kind, text=text):
                     yield from self._delta(kind, text)
                 case MessageEnd():
@@ -188,6 +190,9 @@ class TurnWriter:
     def _say(self, kind: MessageKind, text: str) -> Iterator[TurnEvent]:
         if not text:
             return
+        if self._is_new_message[kind] and self._texts[kind]:
+            text = MESSAGE_SEPARATOR + text
+        self._is_new_message[kind] = False
         self._texts[kind].append(text)
         match kind:
             case MessageKind.REASONING:

@@ -140,7 +140,7 @@ class ChatSession:
             print("error: /save takes the name of a file, such as /save chat.json", file=sys.stderr)
             return
         path = Path(argument).expanduser()
-        text = json.dumps(self._conversation.to_json(), ensure_ascii=False, indent=2)
+        text = json.dumps(self._conversation.to_dict(), ensure_ascii=False, indent=2)
         path.write_text(text + "\n")
         print(f"(saved to {path})", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from ossia.harmony.offered import FUNCTIONS, ToolSpec
 from ossia.harmony.parser import HarmonyParser
 from ossia.harmony.tokenizer import Tokenizer
 
-_SEPARATOR = "\n\n"
+MESSAGE_SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _call(event: MessageEnd) -> ParsedCall:
 
 
 def _join(texts: list[str]) -> str:
-    return _SEPARATOR.join(text for text in texts if text)
+    return MESSAGE_SEPARATOR.join(text for text in texts if text)
 
 
 def _message_to_dict(message: Message) -> dict[str, Any]:
