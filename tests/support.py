@@ -9,6 +9,7 @@ import os
 import random
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,22 @@ def write_tokenizer_json(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(document, ensure_ascii=False))
     return path
+
+
+@functools.cache
+def small_tokenizer(scrambled: bool) -> Tokenizer:
+    """The trained vocabulary, its ids in the order of merges or scrambled."""
+    document = scrambled_tokenizer_json() if scrambled else trained_tokenizer_json()
+    with tempfile.TemporaryDirectory() as folder:
+        return Tokenizer.load(write_tokenizer_json(Path(folder), document))
+
+
+def segments(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[bool, str]]:
+    """Control tokens and the text between them, apart."""
+    out: list[tuple[bool, str]] = []
+    begin = 0
+    for i, token_id in enumerate([*ids, tokenizer.control.start]):
+        if tokenizer.is_control(token_id):
+            out += [(False, tokenizer.decode(ids[begin:i])), (True, tokenizer.decode([token_id]))]
+            begin = i + 1
+    return out

@@ -19,7 +19,7 @@ from ossia.harmony.render import (
     render_for_training,
     render_message,
 )
-from support import o200k, openai_harmony_encoding
+from support import o200k, openai_harmony_encoding, segments, small_tokenizer
 
 CONVERSATIONS = 3000
 
@@ -290,6 +290,20 @@ def test_completed_equals_the_librarys_rule_where_the_two_coincide(
         ours = render_for_completion(o200k(), Conversation.from_dict(document))
         assert list(ours.token_ids) == theirs, difference(seed, ours.token_ids, theirs)
     assert coincided > 100
+
+
+def test_structure_does_not_depend_on_the_vocabulary(
+    conversations: list[dict[str, Any]],
+) -> None:
+    """Where o200k has been held against the library, any other vocabulary must say the same."""
+    for document in conversations[:1000]:
+        read = Conversation.from_dict(document)
+        for drop in Drop:
+            forms = [
+                segments(tokenizer, render_for_completion(tokenizer, read, drop=drop).token_ids)
+                for tokenizer in (o200k(), small_tokenizer(True))
+            ]
+            assert forms[0] == forms[1]
 
 
 def test_the_generator_reaches_every_feature(conversations: list[dict[str, Any]]) -> None:
