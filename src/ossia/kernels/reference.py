@@ -215,6 +215,7 @@ class ReferenceKernels:
         if cache is not None:
             assert index is not None
             _expect("attn_in", "slot_mapping", index.slot_mapping_T, (T,))
+            assert index.slot_mapping_T.min(initial=0) >= 0, "a token has no block to be stored in"
             blocks_T, offsets_T = np.divmod(index.slot_mapping_T, cache.block_size)
             pages = cache.layers[layer]
             pages[blocks_T, :, 0, offsets_T] = k_TKd
@@ -290,6 +291,10 @@ class ReferenceKernels:
 
     @_quietly
     def logits(self, x: np.ndarray, weight: HeadWeights, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(x):
+            raise KernelError(
+                f"[logits] expected rows from 0 to {len(x) - 1}, got {rows.min()} to {rows.max()}"
+            )
         n_SD = _rms_norm(x[rows], weight.norm_D, weight.dims.rms_norm_eps)
         return self._product(n_SD, weight.weight_VD)
 
