@@ -152,7 +152,7 @@ class _Printer:
             return self._block(self._variants(cast("list[Any]", one_of), indent, active), indent)
         if "const" in schema:
             return _literals([schema["const"]])
-        if "allOf" in schema:  # what _resolve could not merge
+        if _is_full_list(schema.get("allOf")):  # what _resolve could not merge
             return self._intersection(schema, indent, active, describe)
         if isinstance(named, list):
             names = [n for n in cast("list[Any]", named) if isinstance(n, str)]
