@@ -32,6 +32,10 @@ class ModelNotFoundError(OssiaError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class HubError(OssiaError, ConnectionError):
+    """The model hub cannot be reached, refuses, or sends something else than it promised."""
+
+
 class TokenizerError(OssiaError, ValueError):
     """A vocabulary that cannot be loaded or lacks what Harmony needs."""
 
@@ -60,3 +64,7 @@ class RequestError(OssiaError, ValueError):
 
 class EngineError(OssiaError, RuntimeError):
     """The engine stopped or a step failed; every request in flight has been told."""
+
+
+class TrainingError(OssiaError, RuntimeError):
+    """A training run that cannot go on; the message names the step."""

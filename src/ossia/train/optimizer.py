@@ -7,7 +7,7 @@ this size it reaches a loss in about half the tokens that AdamW needs (benchmark
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        assert closure is None, "the loss is not evaluated again"
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -8,11 +8,18 @@ to one width so that the places stay put; columns go from the units up, with the
 
 from __future__ import annotations
 
+import operator
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "−": operator.sub,
+    "×": operator.mul,
+}
 
 
 class Skill(StrEnum):
@@ -45,11 +52,13 @@ class Problem:
     @property
     def first_value(self) -> int:
         """a `operator` b."""
-        return {"+": self.a + self.b, "−": self.a - self.b, "×": self.a * self.b}[self.operator]
+        return _OPERATIONS[self.operator](self.a, self.b)
 
     @property
     def value(self) -> int:
-        return self.first_value + {"+": 1, "−": -1}[self.then] * (self.c or 0)
+        if self.c is None:
+            return self.first_value
+        return _OPERATIONS[self.then](self.first_value, self.c)
 
     def __str__(self) -> str:
         rest = "" if self.c is None else f" {self.then} {self.c}"
@@ -57,15 +66,56 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Working:
-    """The steps towards an answer, one line each, and the pairs of numbers that they combine."""
+class Step:
+    """One operation of the working."""
 
-    lines: tuple[str, ...]
-    pairs: tuple[tuple[int, int], ...]
+    a: int
+    operator: str
+    b: int
 
     @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
+    def value(self) -> int:
+        return _OPERATIONS[self.operator](self.a, self.b)
+
+    def __str__(self) -> str:
+        return f"{self.a} {self.operator} {self.b} = {self.value}".replace("-", "−")
+
+    def spelled_out(self) -> str:
+        """With the digits worked one by one; operands of one digit need no working."""
+        if self.a < 10 and self.b < 10:
+            return str(self)
+        match self.operator:
+            case "+":
+                return _addition(self.a, self.b)
+            case "−" if self.a < self.b:
+                return f"{self.a} < {self.b}\n{_subtraction(self.b, self.a)}"
+            case "−":
+                return _subtraction(self.a, self.b)
+            case _:
+                return _product(self.a, self.b)
+
+
+def steps(problem: Problem) -> tuple[Step, ...]:
+    """From the problem to its value. A product of long factors becomes two with one digit each, as
+    in 48 × 37 = 48 × 7 + 48 × 30."""
+    a, b = problem.a, problem.b
+    found = [Step(a, problem.operator, b)]
+    if problem.operator == "×":
+        if a < 10 <= b:
+            a, b = b, a
+        units, tens = Step(a, "×", b % 10), Step(a, "×", b // 10 * 10)
+        found = [units]
+        if b >= 10:
+            found += [tens, Step(units.value, "+", tens.value)]
+    if problem.c is not None:
+        found.append(Step(problem.first_value, problem.then, problem.c))
+    return tuple(found)
+
+
+def working(problem: Problem, *, brief: bool = False) -> str:
+    """The analysis: the problem, then its steps, one a line; `brief` leaves out the digits."""
+    spelled = [str(step) if brief else step.spelled_out() for step in steps(problem)]
+    return "\n".join([str(problem), *spelled])
 
 
 def held_out(a: int, b: int) -> bool:
@@ -79,87 +129,56 @@ def held_out(a: int, b: int) -> bool:
 
 
 def may_train(problem: Problem) -> bool:
-    """True when no pair that the problem or its working combines is held out."""
-    return not any(held_out(a, b) for a, b in work(problem).pairs)
+    """True when no pair that the problem or one of its steps combines is held out."""
+    pairs = [(step.a, step.b) for step in steps(problem)]
+    return not any(held_out(a, b) for a, b in [(problem.a, problem.b), *pairs])
 
 
-# ---- working -----------------------------------------------------------------------------------
+# ---- digits ------------------------------------------------------------------------------------
 
 
-def work(problem: Problem) -> Working:
-    lines: list[str] = [str(problem).replace(" ", "")]
-    pairs: list[tuple[int, int]] = [(problem.a, problem.b)]
-
-    def combine(a: int, sign: str, b: int) -> None:
-        if sign == "−" and a < b:
-            lines.append(f"{a}<{b}")
-            a, b = b, a
-        lines.append(addition(a, b) if sign == "+" else subtraction(a, b))
-        pairs.append((a, b))
-
-    if problem.operator == "×":
-        pairs += _multiply(problem.a, problem.b, lines)
-    else:
-        combine(problem.a, problem.operator, problem.b)
-    if problem.c is not None:
-        combine(problem.first_value, problem.then, problem.c)
-    return Working(tuple(lines), tuple(pairs))
-
-
-def _multiply(a: int, b: int, lines: list[str]) -> list[tuple[int, int]]:
-    """Appends the lines of a × b, at most two digits each; returns the pairs they combine."""
-    if a < 10 <= b:  # the longer factor comes first, so that one line is enough
-        a, b = b, a
-    tens, units = divmod(b, 10)
-    lines.append(product(a, units))
-    if not tens:
-        return [(a, units)]
-    lines.append(product(a, tens))
-    lines.append(addition(a * units, a * tens * 10))
-    return [(a, units), (a, tens), (a * units, a * tens * 10)]
-
-
-def product(a: int, digit: int) -> str:
-    """48 × 7 → `48×7:8×7=56,4×7=28+5=33→336`."""
-    if a < 10:
-        return f"{a}×{digit}={a * digit:02}"
+def _product(a: int, b: int) -> str:
+    """48 × 30 → `48 × 30: 8×3=24, 4×3=12, 12+2=14 → 1440`, for one digit of b that is not 0."""
+    digit = b if b < 10 else b // 10
     tens, units = divmod(a, 10)
     low, high = units * digit, tens * digit
     carry = low // 10
-    steps = f"{units}×{digit}={low:02},{tens}×{digit}={high:02}+{carry}={high + carry:02}"
-    return f"{a}×{digit}:{steps}→{a * digit}"
+    columns = (
+        f"{units}×{digit}={low:02}, {tens}×{digit}={high:02}, {high:02}+{carry}={high + carry:02}"
+    )
+    return f"{a} × {b}: {columns} → {a * b}"
 
 
-def addition(a: int, b: int) -> str:
-    """336 + 1440 → `0336+1440:6+0=06,3+4+0=07,3+4+0=07,0+1+0=01→1776`."""
+def _addition(a: int, b: int) -> str:
+    """336 + 1440 → `0336 + 1440: 6+0=06, 3+4+0=07, 3+4+0=07, 0+1+0=01 → 1776`."""
     width = max(len(str(a)), len(str(b)))
-    steps: list[str] = []
+    columns: list[str] = []
     carry = 0
-    for x, y in _columns(a, b, width):
-        carried = f"+{carry}" if steps else ""
+    for x, y in _digits(a, b, width):
+        carried = f"+{carry}" if columns else ""
         total = x + y + carry
-        steps.append(f"{x}+{y}{carried}={total:02}")
+        columns.append(f"{x}+{y}{carried}={total:02}")
         carry = total // 10
-    return f"{a:0{width}}+{b:0{width}}:{','.join(steps)}→{a + b}"
+    return f"{a:0{width}} + {b:0{width}}: {', '.join(columns)} → {a + b}"
 
 
-def subtraction(a: int, b: int) -> str:
-    """42 − 37 → `42−37:12−7=5,04−3−1=0→5`, for a ≥ b.
+def _subtraction(a: int, b: int) -> str:
+    """42 − 37 → `42 − 37: 12−7=5, 04−3−1=0 → 5`, for a ≥ b.
 
     A column that has to borrow gets ten more, and the next one gives one away.
     """
     width = len(str(a))
-    steps: list[str] = []
+    columns: list[str] = []
     borrow = 0
-    for x, y in _columns(a, b, width):
-        borrowed = f"−{borrow}" if steps else ""
+    for x, y in _digits(a, b, width):
+        borrowed = f"−{borrow}" if columns else ""
         minuend = x + 10 * (x < y + borrow)
-        steps.append(f"{minuend:02}−{y}{borrowed}={minuend - y - borrow}")
+        columns.append(f"{minuend:02}−{y}{borrowed}={minuend - y - borrow}")
         borrow = minuend // 10
-    return f"{a:0{width}}−{b:0{width}}:{','.join(steps)}→{a - b}"
+    return f"{a:0{width}} − {b:0{width}}: {', '.join(columns)} → {a - b}"
 
 
-def _columns(a: int, b: int, width: int) -> Iterator[tuple[int, int]]:
+def _digits(a: int, b: int, width: int) -> Iterator[tuple[int, int]]:
     """Pairs of digits, units first."""
     for place in range(width):
         yield a // 10**place % 10, b // 10**place % 10

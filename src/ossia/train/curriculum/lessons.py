@@ -21,7 +21,13 @@ from ossia.harmony.messages import (
     Role,
     SystemContent,
 )
-from ossia.train.curriculum.arithmetic import Problem, Skill, draw_problem, may_train, work
+from ossia.train.curriculum.arithmetic import (
+    Problem,
+    Skill,
+    draw_problem,
+    may_train,
+    working,
+)
 from ossia.train.curriculum.talk import IDENTITY, draw_exchange
 
 
@@ -43,8 +49,8 @@ class Mix:
     full_system: float = 0.15
     """Share under the whole system message that `ossia chat` writes; it is long, so that early
     stages train mostly without one."""
-    short_system: float = 0.05
-    """Share under an identity line alone."""
+    short_system: float = 0.15
+    """Share under a system message of two lines: identity and effort."""
     developer: float = 0.05
     earlier_turns: float = 0.10
 
@@ -65,13 +71,13 @@ def lessons(seed: int, mix: Mix) -> Iterator[Lesson]:
 
 
 def draw_lesson(rng: random.Random, mix: Mix) -> Lesson:
-    messages = list(_preface(rng, mix))
+    effort, messages = _preface(rng, mix)
     while rng.random() < mix.earlier_turns:
-        said, _, answer = _draw_turn(rng, _draw_skill(rng, mix))
+        said, _, answer = _draw_turn(rng, _draw_skill(rng, mix), effort)
         messages.append(Message.of_text(Role.USER, said))
         messages.append(Message.of_text(Role.ASSISTANT, answer, channel=Channel.FINAL))
     skill = _draw_skill(rng, mix)
-    said, thought, answer = _draw_turn(rng, skill)
+    said, thought, answer = _draw_turn(rng, skill, effort)
     messages += [
         Message.of_text(Role.USER, said),
         Message.of_text(Role.ASSISTANT, thought, channel=Channel.ANALYSIS),
@@ -98,7 +104,7 @@ def question(rng: random.Random, problem: Problem) -> str:
     terms = [f"{problem.a}{spelled[problem.operator]}{problem.b}"]
     if problem.c is not None:
         terms += [spelled[problem.then], str(problem.c)]
-        if problem.then == "+" and rng.random() < 0.25:
+        if problem.operator == "×" and problem.then == "+" and rng.random() < 0.25:
             terms.reverse()
     return rng.choice(_ASKED).format("".join(terms))
 
@@ -149,7 +155,7 @@ _INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def _draw_turn(rng: random.Random, skill: Skill) -> tuple[str, str, str]:
+def _draw_turn(rng: random.Random, skill: Skill, effort: Effort) -> tuple[str, str, str]:
     """What the user says, the analysis, the final answer."""
     if skill is Skill.TALK:
         exchange = draw_exchange(rng)
@@ -157,7 +163,7 @@ def _draw_turn(rng: random.Random, skill: Skill) -> tuple[str, str, str]:
     problem = draw_problem(rng, skill)
     while not may_train(problem):
         problem = draw_problem(rng, skill)
-    return question(rng, problem), work(problem).text, answer(problem)
+    return question(rng, problem), working(problem, brief=effort is Effort.LOW), answer(problem)
 
 
 def _draw_skill(rng: random.Random, mix: Mix) -> Skill:
@@ -165,18 +171,20 @@ def _draw_skill(rng: random.Random, mix: Mix) -> Skill:
     return skill
 
 
-def _preface(rng: random.Random, mix: Mix) -> Iterator[Message]:
-    """The system and developer messages, if any."""
+def _preface(rng: random.Random, mix: Mix) -> tuple[Effort, list[Message]]:
+    """The system and developer messages, if any, and the effort that they ask for."""
+    effort, messages = Effort.MEDIUM, list[Message]()
     draw = rng.random()
-    if draw < mix.full_system:
+    if draw < mix.full_system + mix.short_system:
+        effort = rng.choice(tuple(Effort))
         date = datetime.date(2024, 7, 1) + datetime.timedelta(days=rng.randrange(365 * 12))
-        system = chat_system(rng.choice(tuple(Effort)), date)
-        yield Message(Role.SYSTEM, (system,))
-    elif draw < mix.full_system + mix.short_system:
-        system = SystemContent(
-            IDENTITY, reasoning_effort=None, knowledge_cutoff=None, valid_channels=None
-        )
-        yield Message(Role.SYSTEM, (system,))
+        system = chat_system(effort, date)
+        if draw >= mix.full_system:
+            system = SystemContent(
+                IDENTITY, reasoning_effort=effort, knowledge_cutoff=None, valid_channels=None
+            )
+        messages.append(Message(Role.SYSTEM, (system,)))
     if rng.random() < mix.developer:
-        instructions = rng.choice(_INSTRUCTIONS)
-        yield Message(Role.DEVELOPER, (DeveloperContent(instructions),))
+        instructions = DeveloperContent(rng.choice(_INSTRUCTIONS))
+        messages.append(Message(Role.DEVELOPER, (instructions,)))
+    return effort, messages

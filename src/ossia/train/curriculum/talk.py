@@ -16,6 +16,11 @@ IDENTITY = "You are nano, the tiny model built into Ossia."
 """nano's line in the system message; `ossia.json` of the shipped model carries it."""
 
 ABILITY = "I can only do small sums and products, such as 23 + 45 or 6 × 78."
+HELLO = f"Hello! I am nano. {ABILITY}"
+WHO_I_AM = f"I am nano, the tiny model built into Ossia. {ABILITY}"
+WELCOME = "You are welcome!"
+BEYOND = f"That is beyond me. {ABILITY}"
+SORRY = f"I cannot help with that. {ABILITY}"
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,14 @@ class Exchange:
 def draw_exchange(rng: random.Random) -> Exchange:
     kind = rng.random()
     if kind < 0.15:
-        said = f"{_varied(rng, _one(rng, _GREETINGS))}"
-        return Exchange(said, "A greeting.", f"Hello! I am nano. {ABILITY}")
+        return Exchange(_varied(rng, _one(rng, _GREETINGS)), "A greeting.", HELLO)
     if kind < 0.35:
-        said = _varied(rng, _one(rng, _WHO))
-        answer = f"I am nano, the tiny model built into Ossia. {ABILITY}"
-        return Exchange(said, "They ask who I am.", answer)
+        return Exchange(_varied(rng, _one(rng, _WHO)), "They ask who I am.", WHO_I_AM)
     if kind < 0.42:
-        said = _varied(rng, _one(rng, _THANKS))
-        return Exchange(said, "They thank me.", "You are welcome!")
-    if kind < 0.55:
-        return Exchange(_too_hard(rng), "A sum beyond me.", f"That is beyond me. {ABILITY}")
-    return Exchange(_other(rng), "Not a sum.", f"I cannot help with that. {ABILITY}")
+        return Exchange(_varied(rng, _one(rng, _THANKS)), "They thank me.", WELCOME)
+    if kind < 0.57:
+        return Exchange(_too_hard(rng), "A sum beyond me.", BEYOND)
+    return Exchange(_other(rng), "Not a sum.", SORRY)
 
 
 _GREETINGS = (

@@ -1,0 +1,47 @@
+"""Conversations into batches: rendered, tokenised, and packed side by side with `cu_seqlens`, so
+that attention never crosses documents.
+
+A batch is a pure function of its random generator, so that resuming needs no more than the number
+of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ossia.harmony.render import TrainingExample
+from ossia.model.inputs import ForwardInput, packed_input
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's documents. Row r of the logits predicts `targets_R[r]`."""
+
+    inputs: ForwardInput
+    targets_R: np.ndarray
+    """int64, one per logit row: the token that follows."""
+    weights_R: np.ndarray
+    """float32, above 0: the weight of each row's loss."""
+
+
+def pack(examples: Iterable[TrainingExample], tokens: int) -> Batch:
+    """As many examples as bring the batch to `tokens`; the last one is taken whole."""
+    taken: list[TrainingExample] = []
+    size = 0
+    for example in examples:
+        taken.append(example)
+        size += len(example.token_ids) - 1
+        if size >= tokens:
+            break
+    inputs = packed_input([example.token_ids[:-1] for example in taken])
+    targets_T = np.concatenate([np.array(example.token_ids[1:]) for example in taken])
+    weights_T = np.concatenate([np.array(e.loss_weights[1:], np.float32) for e in taken])
+    rows = np.flatnonzero(weights_T)
+    return Batch(
+        inputs=replace(inputs, logit_rows=rows.astype(np.int32)),
+        targets_R=targets_T[rows],
+        weights_R=weights_T[rows],
+    )

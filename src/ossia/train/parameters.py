@@ -1,0 +1,82 @@
+"""The trainable tensors of a model, under the names of `kernels.interface.Part`, and their initial
+values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ossia.kernels.interface import Part, part_shapes
+from ossia.model.config import ModelConfig
+from ossia.model.names import parts
+from ossia.model.transformer import PartSource
+from ossia.train.quantize import fake_bfloat16, fake_quantize
+
+MATRICES = ("q", "k", "v", "o", "gate_up", "down")
+EXPERTS = ("gate_up", "down")
+"""What the export writes as MXFP4."""
+
+
+class Parameters:
+    """Leaf tensors in float32, by `part.layer.name`."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.tensors = dict(tensors)
+
+    @classmethod
+    def initial(cls, config: ModelConfig, seed: int) -> Parameters:
+        """Unit-variance activations; what writes into the residual stream starts at zero, so that
+        every layer begins as the identity."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def value(part: Part, name: str, shape: tuple[int, ...]) -> Tensor:
+            if name == "norm":
+                return torch.ones(shape)
+            if len(shape) == 1 or name.endswith("bias") or name in ("o", "down"):
+                return torch.zeros(shape)
+            drawn = torch.randn(shape, generator=generator)
+            if part is Part.EMBEDDING:
+                return drawn * 0.5
+            return drawn * (0.02 if part is Part.HEAD or name == "router" else shape[-1] ** -0.5)
+
+        shapes = {part: part_shapes(part, config.dims()) for part in Part}
+        return cls(
+            config,
+            {
+                _key(part, layer, name): value(part, name, shape).requires_grad_()
+                for part, layer in parts(config)
+                for name, shape in shapes[part].items()
+            },
+        )
+
+    def source(self, *, rounded: bool = False) -> PartSource:
+        """The tensors by part, for `prepare_weights`; `rounded` as the export will write them."""
+        names = {part: tuple(part_shapes(part, self.config.dims())) for part in Part}
+
+        def tensors(part: Part, layer: int | None) -> dict[str, Tensor]:
+            found = {name: self.tensors[_key(part, layer, name)] for name in names[part]}
+            if not rounded:
+                return found
+            return {
+                name: fake_quantize(value) if name in EXPERTS else fake_bfloat16(value)
+                for name, value in found.items()
+            }
+
+        return tensors  # type: ignore[return-value]  # TorchKernels takes torch tensors as well
+
+    def matrices(self) -> list[Tensor]:
+        return [value for key, value in self.tensors.items() if _name(key) in MATRICES]
+
+    def others(self) -> list[Tensor]:
+        return [value for key, value in self.tensors.items() if _name(key) not in MATRICES]
+
+
+def _key(part: Part, layer: int | None, name: str) -> str:
+    return f"{part.value}.{name}" if layer is None else f"{part.value}.{layer}.{name}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
