@@ -28,7 +28,7 @@ from ossia.harmony.render import render_for_completion
 from ossia.llm import LLM
 from support import trained_tokenizer_json, write_tokenizer_json
 
-CONFIG = replace(TINY, vocab_size=1024, max_position_embeddings=2048, eos_token_ids=(1019, 1020))
+CONFIG = replace(TINY, vocab_size=1024, max_position_embeddings=4096, eos_token_ids=(1019, 1020))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_multi_turn_conversations_carry_on(llm: LLM) -> None:
         ([{"role": "user", "content": "x", "name": "y"}], {}, ConversationError, "keys"),
         ("x", {"effort": "extreme"}, UsageError, "low, medium or high"),
         ("x", {"stop": [""]}, RequestError, "empty"),
-        ("x " * 3000, {}, RequestError, "2048"),
+        ("x " * 6000, {}, RequestError, "4096"),
         (Conversation(), {"effort": Effort.HIGH}, ConversationError, "its own effort"),
     ],
 )
@@ -171,19 +171,19 @@ def test_wrong_use_is_one_sentence(llm: LLM, messages, options, error, words) ->
 
 
 def test_generate_refuses_what_no_model_can_read(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="vocabulary"):
+    with pytest.raises(RequestError, match="0 to 1023; got 99999"):
         llm.generate([99999])
     with pytest.raises(RequestError):
         llm.generate([])
 
 
-def test_unknown_models(tmp_path: Path) -> None:
+def test_unknown_models_and_kernels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="ossia pull"):
         ossia.load("openai/gpt-oss-20b-that-nobody-has")
     with pytest.raises((ModelNotFoundError, CheckpointError)):
         ossia.load(tmp_path)
     with pytest.raises(UsageError, match="reference"):
-        ossia.load("nano", kernels="abacus")
+        ossia.load(folder, kernels="abacus")
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_an_unoffered_call_is_answered_in_band() -> None:
     events, turn, engine = take_turn(call, answer)
     assert turn.content == "I cannot." and turn.tool_calls == ()
     assert not any(isinstance(event, ToolCallEvent) for event in events)
-    assert any("not offered" in line for line in turn.diagnostics)
+    assert any("not offered" in diagnostic.text for diagnostic in turn.diagnostics)
     second = TOKENIZER.decode(engine.requests[1].prompt_ids)
     assert "there is no tool named functions.rm" in second
     assert len(turn.token_ids) == sum(len(tokens_of(TOKENIZER, t)) for t in (call, answer))
@@ -200,8 +200,16 @@ def test_cut_while_reasoning() -> None:
 def test_repairs_are_told() -> None:
     events, turn, _ = take_turn(f"{ANALYSIS}think<|end|>{FINAL}Answer<|end|><|return|>")
     assert turn.content == "Answer"
-    told = [event.text for event in events if isinstance(event, Diagnostic)]
+    told = [event for event in events if isinstance(event, Diagnostic)]
     assert told == list(turn.diagnostics) != []
+
+
+def test_summaries_of_diagnostics_quote_nothing() -> None:
+    """They stand where reasoning must not appear; the texts may quote it."""
+    stray = "<|end|>secret thought<|start|>assistant<|channel|>final<|message|>ok<|return|>"
+    _, turn, _ = take_turn(f"{ANALYSIS}think{stray}")
+    assert any("secret" in diagnostic.text for diagnostic in turn.diagnostics)
+    assert not any("secret" in diagnostic.summary for diagnostic in turn.diagnostics)
 
 
 def test_what_cannot_be_rendered_is_refused_before_any_request() -> None:

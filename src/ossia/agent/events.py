@@ -83,6 +83,9 @@ class Diagnostic:
     """Something that was repaired, dropped or capped, in one sentence."""
 
     text: str
+    """May quote what the model wrote, its reasoning included."""
+    summary: str
+    """Quotes nothing: for places where reasoning must not appear."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Turn:
     token_ids: tuple[int, ...]
     """The tokens as sampled."""
     usage: Usage
-    diagnostics: tuple[str, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 @dataclass(frozen=True)

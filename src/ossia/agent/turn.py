@@ -119,7 +119,7 @@ class TurnWriter:
         self._is_new_message = dict.fromkeys(MessageKind, True)
         self._calls: list[ToolCall] = []
         self._token_ids: list[int] = []
-        self._diagnostics: list[str] = []
+        self._diagnostics: list[Diagnostic] = []
         self.messages: list[Message] = []
         """The turn so far, as the next rendering takes it."""
         self.generation_ended = False
@@ -151,7 +151,7 @@ class TurnWriter:
             cached_tokens=max(self._usage.cached_tokens, output.cached_tokens),
         )
         for line in output.diagnostics:
-            yield self._diagnostic(line)
+            yield self._diagnostic(line, line)
         yield from self._translate(self._parser.feed(output.token_ids))
         reason = output.finish_reason
         if self._stops.hit is None and reason is not None:
@@ -173,7 +173,9 @@ class TurnWriter:
                 case MessageEnd():
                     yield from self._end_message(event)
                 case Repair(rule=rule, text=text):
-                    yield self._diagnostic(f"{rule}: {text}")
+                    yield self._diagnostic(
+                        f"{rule}: {text}", f"The model's output was repaired ({rule})."
+                    )
             if self._stops.hit is not None:
                 return  # what follows a stop string was not asked for
 
@@ -251,11 +253,15 @@ class TurnWriter:
             ),
         ]
         self.generation_ended = True
-        return self._diagnostic(f"The model called {name}, which was not offered; told it so.")
+        return self._diagnostic(
+            f"The model called {name}, which was not offered; it was told so.",
+            "The model called a tool that was not offered; it was told so.",
+        )
 
-    def _diagnostic(self, text: str) -> Diagnostic:
-        self._diagnostics.append(text)
-        return Diagnostic(text)
+    def _diagnostic(self, text: str, summary: str) -> Diagnostic:
+        diagnostic = Diagnostic(text, summary)
+        self._diagnostics.append(diagnostic)
+        return diagnostic
 
     def _end(self, reason: FinishReason) -> TurnEnd:
         assert self._usage is not None

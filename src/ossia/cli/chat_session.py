@@ -64,14 +64,14 @@ class ChatSession:
         """Show one turn. Raises EngineError when it failed, KeyboardInterrupt on Ctrl-C."""
         turn = self._turn(text)
         if turn.finish is TurnFinish.ERROR:
-            raise EngineError("; ".join(turn.diagnostics) or "The turn failed.")
+            raise _failure(turn)
 
     def answer_as_json(self, text: str) -> None:
         """Print one turn as a JSON object."""
         turn = self._llm.chat(self._asking(text), sampling=self._sampling, stop=self._stop)
         print(json.dumps(_turn_json(turn, self._hide_reasoning), ensure_ascii=False))
         if turn.finish is TurnFinish.ERROR:
-            raise EngineError("; ".join(turn.diagnostics) or "The turn failed.")
+            raise _failure(turn)
 
     # -- A conversation ------------------------------------------------------------------------
 
@@ -187,9 +187,10 @@ class TurnScreen:
                 self._write("answer", text)
             case ToolCallEvent(call):
                 self._write("call", f"{call.name}({call.arguments})")
-            case Diagnostic(text):
+            case Diagnostic(text, summary):
                 self._end_section()
-                print(f"note: {terminal.printable(text)}", file=sys.stderr)
+                shown = summary if self.hide_reasoning else text
+                print(f"note: {terminal.printable(shown)}", file=sys.stderr)
             case TurnEnd(turn):
                 self._end_section()
                 self._end(turn)
@@ -220,6 +221,10 @@ class TurnScreen:
             self._section = ""
 
 
+def _failure(turn: Turn) -> EngineError:
+    return EngineError("; ".join(d.summary for d in turn.diagnostics) or "The turn failed.")
+
+
 def _turn_json(turn: Turn, hide_reasoning: bool) -> dict[str, object]:
     values: dict[str, object] = {
         "content": turn.content,
@@ -234,7 +239,7 @@ def _turn_json(turn: Turn, hide_reasoning: bool) -> dict[str, object]:
             "completion_tokens": turn.usage.completion_tokens,
             "cached_tokens": turn.usage.cached_tokens,
         },
-        "diagnostics": list(turn.diagnostics),
+        "diagnostics": [d.summary if hide_reasoning else d.text for d in turn.diagnostics],
     }
     if not hide_reasoning:  # the tokens spell the reasoning, so they go with it
         values = {"reasoning": turn.reasoning, **values, "tokens": list(turn.token_ids)}
