@@ -56,23 +56,29 @@ class EngineMachine(RuleBasedStateMachine):
         self.failed: set[str] = set()
 
     @rule(
-        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=80),
+        lengths=st.lists(st.integers(1, 80), min_size=1, max_size=6),
+        seed=st.integers(0, 10**6),
         max_tokens=st.none() | st.integers(1, 60),
-        stop=st.integers(0, VOCAB - 1),
+        stop=st.none() | st.integers(0, VOCAB - 1),
     )
-    def submit(self, prompt: list[int], max_tokens: int | None, stop: int) -> None:
-        name = f"r{len(self.accepted)}"
-        each = request(name, prompt, max_tokens=max_tokens, stop_token_ids=(stop,))
-        in_flight = len(self.accepted) - len(self.sink.ended())
-        full = in_flight == self.plan.max_num_seqs + self.plan.max_queue
-        too_long = len(prompt) >= self.plan.context
-        try:
-            self.engine.submit(each, self.sink)
-        except RequestError:
-            assert full or too_long
-        else:
-            assert not full and not too_long
-            self.accepted[name] = each
+    def submit(
+        self, lengths: list[int], seed: int, max_tokens: int | None, stop: int | None
+    ) -> None:
+        for length in lengths:
+            name = f"r{len(self.accepted)}"
+            prompt = [(seed + 31 * i * i + length) % VOCAB for i in range(length)]
+            stops = () if stop is None else (stop,)
+            each = request(name, prompt, max_tokens=max_tokens, stop_token_ids=stops)
+            in_flight = len(self.accepted) - len(self.sink.ended())
+            full = in_flight == self.plan.max_num_seqs + self.plan.max_queue
+            too_long = length >= self.plan.context
+            try:
+                self.engine.submit(each, self.sink)
+            except RequestError:
+                assert full or too_long
+            else:
+                assert not full and not too_long
+                self.accepted[name] = each
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -138,7 +144,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 class TestEngineMachine(EngineMachine.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.slow
