@@ -45,8 +45,10 @@ class Stop(StrEnum):
 
 
 class Rule(StrEnum):
-    """Why something was repaired; R1 to R12 are explained in docs/harmony.md."""
+    """Why something was repaired; R0 to R12 are explained in docs/harmony.md."""
 
+    R0 = "R0"
+    """Bytes that are not UTF-8; each is shown as U+FFFD."""
     R1 = "R1"
     """A stop token where a message should start."""
     R2 = "R2"

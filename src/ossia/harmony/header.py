@@ -174,8 +174,8 @@ class _Reader:
         if spoken.startswith(Role.ASSISTANT):
             self._author = Role.ASSISTANT
             rest = spoken[len(Role.ASSISTANT) :]
-            if rest.startswith(":") and len(rest) > 1:
-                self._name = rest[1:]
+            if rest.startswith(":"):
+                self._name = _speaker(rest[1:])
                 return word.end()
             return word.start() + len(Role.ASSISTANT)
         if not self._setting.starts:
@@ -183,7 +183,7 @@ class _Reader:
         role, _, name = spoken.partition(":")
         if role in (Role.SYSTEM, Role.DEVELOPER, Role.USER, Role.TOOL):
             self._author, self._role = spoken, Role(role)
-            self._name = name or (role if role == Role.TOOL else None)
+            self._name = _speaker(name) or (role if role == Role.TOOL else None)
             return word.end()
         return self._read_unusual_author(word)
 
@@ -224,10 +224,10 @@ class _Reader:
             return 0
         constrain = "<|constrain|>" if section is Section.CONSTRAIN else ""
         if self._setting.has_message:
-            if not (constrain and first):
-                return 0
-            self._content_type = constrain + word.group()
-            return len(word.group())
+            name = _clean(word.group()) if constrain and first else None
+            if name:
+                self._content_type = constrain + name
+            return len(word.group()) if name else 0
         known = _TYPE_BY_ITSELF if constrain else _TYPE_BEFORE_JSON
         if plain := known.match(word.string, word.start()):
             self._content_type = constrain + plain.group()
@@ -320,8 +320,8 @@ class _Reader:
         may_be_type = section is Section.CHANNEL or (
             section is Section.AUTHOR and self._author is not None and self._alone
         )
-        if len(unknown) == 1 and may_be_type and not self._content_type and _NAME.match(unknown[0]):
-            self._content_type = unknown.pop()
+        if len(unknown) == 1 and may_be_type and not self._content_type and _clean(unknown[0]):
+            self._content_type = _clean(unknown.pop())
         if unknown:
             self._odd = self._odd or len(unknown) > 1 or section is Section.AUTHOR
             self._repair(
@@ -363,6 +363,17 @@ class _Reader:
 
     def _repair(self, rule: Rule, text: str) -> None:
         self._repairs.append((rule, text))
+
+
+def _speaker(name: str) -> str | None:
+    """The name behind `assistant:`, as far as a header can hold it."""
+    return "".join(name.partition("<|")[0].split()) or None
+
+
+def _clean(word: str) -> str | None:
+    """The word without noise, if what is left can stand in a header."""
+    name = clean_recipient(word)
+    return name if _NAME.fullmatch(name) else None
 
 
 def _channel_of(word: str) -> Channel | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ossia.errors import UsageError
@@ -44,6 +44,7 @@ _IMPLIED_START = re.compile(_HEADER_WORDS + r"to=\S")
 _ONLY_HEADER_WORDS = re.compile(_HEADER_WORDS)
 # Reasoning whose markers were lost, as in "analysisWe need to".
 _UNMARKED_ANALYSIS = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z])")
+_REPLACEMENT = "\ufffd"
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -83,6 +84,8 @@ class _OpenMessage:
     begin: int
     told: int
     """The first token that no event has covered yet."""
+    content: int
+    """The first token of the content."""
     dropped: bool
     """A further call where one was wanted: it is told as one `Repair` at its end."""
     parts: list[str] = field(default_factory=list[str])
@@ -366,7 +369,7 @@ class HarmonyParser:
         begin = self._header.start
         kind = _kind_of(header)
         dropped = self._prepare(kind)
-        self._message = _OpenMessage(kind, header, begin, at + 1, dropped)
+        self._message = _OpenMessage(kind, header, begin, at + 1, at + 1, dropped)
         self._state = _State.CONTENT
         if not dropped:
             self._put_start(self._message, begin, at + 1)
@@ -446,7 +449,11 @@ class HarmonyParser:
         if self._is_invented(header, end):
             return
         self._drop_abandoned()
-        cut_word = stop is Stop.CUT and self._is_framed() and is_cut_header(text)
+        cut_word = (
+            stop is Stop.CUT
+            and (self._header.starts or self._has_channel())
+            and is_cut_header(text)
+        )
         self._state = _State.START
         self._stray = self._run = end
         if cut_word or not text.strip():
@@ -460,7 +467,10 @@ class HarmonyParser:
         body = (self._header.sections[header.text_section][1], at)
         if header.begins_call or header.foreign:
             self._end_bare_as(_kind_of(header), header, body, end, stop)
-        elif header.channel == Channel.FINAL and not header.names_analysis:
+        elif header.channel == Channel.FINAL and not (
+            header.names_analysis or (private and not self._has_channel())
+        ):
+            header = replace(header, recipient=None, tool=None)
             self._end_bare_as(MessageKind.CONTENT, header, body, end, stop)
         else:
             # Unframed text before a header begun again stands between messages, as it were.
@@ -471,15 +481,15 @@ class HarmonyParser:
                 LooseText((begin, body[0]), body, (at, end), text, stop, rule, private)
             )
 
-    def _is_framed(self) -> bool:
-        return self._header.starts or len(self._header.sections) > 1
+    def _has_channel(self) -> bool:
+        return any(section is Section.CHANNEL for section, _ in self._header.sections)
 
     def _end_bare_as(
         self, kind: MessageKind, header: Header, body: tuple[int, int], end: int, stop: Stop
     ) -> None:
         begin = self._header.start
         dropped = self._prepare(kind)
-        message = _OpenMessage(kind, header, begin, body[0], dropped)
+        message = _OpenMessage(kind, header, begin, body[0], body[0], dropped)
         if not dropped:
             self._put_start(message, begin, body[0])
             rule = Rule.R7 if kind is MessageKind.CONTENT else Rule.R6
@@ -535,7 +545,9 @@ class HarmonyParser:
             text = f"Only the first call of a turn counts; left out: {shown}"
             self._drop(message.begin, end, Rule.PARALLEL, text)
         else:
-            if message.told < at:
+            if rest:  # the stump of a character
+                self._outbox.note_output()
+            if rest or message.told < at:
                 self._outbox.put(ContentDelta((message.told, at), message.kind, rest))
             self._put_end(message, (at, end), stop)
         if message.kind in (MessageKind.TOOL_CALL, MessageKind.UNOFFERED_CALL):
@@ -546,6 +558,11 @@ class HarmonyParser:
     def _put_end(self, message: _OpenMessage, span: tuple[int, int], stop: Stop) -> None:
         header, kind, put = message.header, message.kind, self._outbox.put
         text, whole = "".join(message.parts), True
+        if _REPLACEMENT in text:
+            content = self._tokens[message.content : span[0]]
+            spelled = self._tokenizer.decode_bytes([t for t in content if t in self._ordinary])
+            if text.count(_REPLACEMENT) > spelled.count(_REPLACEMENT.encode()):
+                put(Repair(span, Rule.R0, "Bytes that are not UTF-8 are shown as U+FFFD."))
         if kind is MessageKind.TOOL_CALL and header.tool is not None:
             arguments = repair_arguments(header.tool, text)
             text, whole = arguments.text, arguments.whole
