@@ -40,11 +40,6 @@ JsonlOption = Annotated[
 ]
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps the commands' names even while there is only one of them."""
-
-
 @app.command()
 def render(file: FileArgument = "-", vocab: VocabOption = None, jsonl: JsonlOption = False) -> None:
     """Turn conversations, in openai-harmony's JSON form, into tokens and text.
