@@ -6,7 +6,7 @@ the file. Tensors need not be aligned: they start wherever the header ends. A fi
 *while* it is mapped kills the process with SIGBUS when a lost page is touched; no reader can turn
 that into an error, but `use_mmap=False` reads into memory instead.
 
-Format: https://huggingface.co/docs/safetensors; its library refuses what is refused here.
+What the format's own library refuses is refused here too.
 """
 
 from __future__ import annotations
