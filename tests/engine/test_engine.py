@@ -19,7 +19,7 @@ from engine.fakes import (
     tiny_plan,
 )
 from ossia.engine.engine import Engine
-from ossia.engine.request import FinishReason, Request
+from ossia.engine.request import FinishReason, Request, TokenOutput
 from ossia.engine.scheduler import SchedulerOutput
 from ossia.errors import EngineError, RequestError
 from ossia.kernels.interface import SampledTokens
@@ -181,12 +181,8 @@ def test_a_full_queue_refuses():
 # -- Cancellation ------------------------------------------------------------------------------
 
 
-def cancellation_moments() -> list[int]:
-    """Queued; in the middle of the prompt; at each token; after the end."""
-    return list(range(0, 12))
-
-
-@pytest.mark.parametrize("moment", cancellation_moments())
+# Queued; in the middle of the prompt; at each token; after the end.
+@pytest.mark.parametrize("moment", range(12))
 def test_cancelled_at_any_step(moment: int):
     engine, _, sink = make()
     other = request("other", [7] * 9, max_tokens=25)
@@ -390,7 +386,7 @@ def test_the_integrity_of_an_idle_engine_is_checked_in_debug():
     with engine.start():
         engine.submit(request("a", [1], max_tokens=2), sink)
         wait_for(lambda: "a" in sink.ended())
-        with engine._stepping:
+        with engine._scheduling():
             engine._scheduler.blocks.full.pool._free.pop()  # lose a block
         engine.submit(request("b", [1], max_tokens=2), sink)
         wait_for(lambda: engine._failure is not None)
@@ -403,7 +399,8 @@ def test_the_integrity_of_an_idle_engine_is_checked_in_debug():
 
 @pytest.mark.parametrize("threaded", [True, False])
 def test_closing_ends_what_runs_and_what_waits(threaded: bool):
-    engine, _, sink = make(max_num_seqs=2)
+    engine, runner, sink = make(max_num_seqs=2)
+    runner.before = lambda step: time.sleep(0.002)  # five hundred steps take a second
     names = [str(n) for n in range(6)]
     if threaded:
         engine.start()
@@ -446,6 +443,25 @@ def test_a_sink_may_close_the_engine(threaded: bool):
         engine.step()
     assert sink.end("b").finish_reason is FinishReason.CANCELLED
     assert_all_free(engine)
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_sink_may_close_an_engine_that_is_closing(threaded: bool):
+    engine, _, sink = make()
+    calls: list[str] = []
+
+    def close(outputs: list[TokenOutput]) -> None:
+        if outputs[-1].finish_reason:
+            engine.close()
+            calls.append("returned")
+
+    engine.submit(request("a", [1]), close)
+    engine.submit(request("b", [1]), sink)
+    if threaded:
+        engine.start()
+    engine.close()
+    assert calls == ["returned"]
+    assert sink.ended() == {"b"}
 
 
 def test_closing_from_many_threads_at_once():

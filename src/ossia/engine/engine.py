@@ -10,7 +10,8 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +64,7 @@ class Engine:
     def __init__(self, runner: Runner, plan: EnginePlan) -> None:
         self.plan = plan
         self._runner = runner
-        self._scheduler = Scheduler(plan)  # touched only by the thread that holds _stepping
+        self._scheduler = Scheduler(plan)  # only touched inside _scheduling()
         self._num_steps = 0
         self._thread: threading.Thread | None = None
         self._stepping = threading.Lock()
@@ -129,19 +130,15 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """One step: take the mail, schedule, run, update, deliver. Returns what was delivered."""
-        with self._stepping:
-            self._stepping_thread = threading.get_ident()
-            try:
-                outputs = self._take_mail()
-                step = self._scheduler.schedule()
-                if step.chunks:
-                    outputs += self._run(step)
-                self._deliver(outputs)
-                if self._closing:  # close() was called by a sink
-                    outputs += self._end_all(FinishReason.CANCELLED, _CLOSED)
-                return outputs
-            finally:
-                self._stepping_thread = None
+        with self._scheduling():
+            outputs = self._take_mail()
+            step = self._scheduler.schedule()
+            if step.chunks:
+                outputs += self._run(step)
+            self._deliver(outputs)
+            if self._closing:  # close() was called by a sink
+                outputs += self._end_all()
+            return outputs
 
     @property
     def has_work(self) -> bool:
@@ -171,12 +168,12 @@ class Engine:
             self._closing = True
             self._mailbox.notify()
         if self._stepping_thread == threading.get_ident():
-            return  # called by a sink: the step ends everything when it is done
+            return  # called by a sink: who called the sink ends everything
         if self._thread is not None:
             self._thread.join(timeout)
         else:
-            with self._stepping:
-                self._end_all(FinishReason.CANCELLED, _CLOSED)
+            with self._scheduling():
+                self._end_all()
 
     def __enter__(self) -> Engine:
         return self
@@ -200,8 +197,18 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Assert that blocks, tables and sequences agree; waits for the step in progress."""
-        with self._stepping:
+        with self._scheduling():
             self._scheduler.check_integrity()
+
+    @contextmanager
+    def _scheduling(self) -> Generator[None]:
+        """Have the scheduler to oneself."""
+        with self._stepping:
+            self._stepping_thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._stepping_thread = None
 
     def _take_mail(self) -> list[TokenOutput]:
         """Queue what was submitted, then end what was cancelled."""
@@ -246,10 +253,12 @@ class Engine:
                         request_id for request_id, other in self._sinks.items() if other == sink
                     ]
 
-    def _end_all(self, reason: FinishReason, diagnostic: str) -> list[TokenOutput]:
+    def _end_all(self) -> list[TokenOutput]:
+        """The end of every request that is left when the engine closes."""
         outputs = self._take_mail()
-        scheduler = self._scheduler
-        outputs += scheduler.end([*scheduler.running, *scheduler.waiting], reason, diagnostic)
+        left = [*self._scheduler.running, *self._scheduler.waiting]
+        closed = "The engine was closed before the request had ended."
+        outputs += self._scheduler.end(left, FinishReason.CANCELLED, closed)
         self._deliver(outputs)
         return outputs
 
@@ -258,8 +267,8 @@ class Engine:
         try:
             while self._await_work():
                 self.step()
-            with self._stepping:
-                self._end_all(FinishReason.CANCELLED, _CLOSED)
+            with self._scheduling():
+                self._end_all()
         except BaseException as error:  # a defect of the engine itself: tell everyone, then stop
             logger.exception("The engine stopped.")
             self._fail(_describe(error))
@@ -285,9 +294,6 @@ class Engine:
             )
             for request_id in in_flight
         )
-
-
-_CLOSED = "The engine was closed before the request had ended."
 
 
 def _describe(error: BaseException) -> str:
