@@ -1,0 +1,282 @@
+"""`ossia doctor`: looks at the machine, the kernels and the model, and names what is wrong and the
+mend. Each examination is a function that yields findings; none stops at the first problem.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ossia import __version__
+from ossia.cli import options
+from ossia.errors import OssiaError, TokenizerError, UsageError
+
+if TYPE_CHECKING:
+    from ossia.cli.machine import Machine
+    from ossia.harmony.tokenizer import Tokenizer
+    from ossia.kernels.interface import Kernels
+    from ossia.llm import LLM
+    from ossia.model.config import ModelConfig
+
+_QUESTION = "What is 2 + 3?"
+_CONTEXT = 8192  # tokens for which the memory of keys and values is named
+_PROBE = "Grüße, 世界! <|start|>\n\tx = 3.14 🙂"  # holds the spelling of a control token as text
+
+
+class Status(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    """Nothing is wrong, but it explains what may surprise."""
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    topic: str
+    status: Status
+    text: str
+    mend: str = ""
+
+
+def doctor(
+    model: options.ModelOption = "nano",
+    kernels: options.KernelsOption = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object: healthy or not, and every finding.")
+    ] = False,
+    vocab: options.VocabOption = None,
+    allow_slow: options.AllowSlowOption = False,
+    no_mmap: options.NoMmapOption = False,
+) -> int:
+    """Examine this machine, the kernels and a model; name what is wrong and the mend.
+
+    Exit code 1 when something is wrong.
+    """
+
+    def load() -> LLM:
+        return options.load_model(
+            model,
+            kernels=kernels,
+            vocab=vocab,
+            allow_slow=allow_slow,
+            no_mmap=no_mmap,
+            quiet=as_json,
+        )
+
+    findings: list[Finding] = []
+    for finding in _examine(model, kernels, load):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    problems = [finding for finding in findings if finding.status is Status.PROBLEM]
+    if as_json:
+        report = {
+            "ossia": __version__,
+            "healthy": not problems,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        print(f"\n{count} found." if problems else "\nNothing is wrong.")
+    return 1 if problems else 0
+
+
+def _print(finding: Finding) -> None:
+    mark = {Status.OK: "ok", Status.NOTE: "note", Status.PROBLEM: "WRONG"}[finding.status]
+    print(f"{mark:5}  {finding.topic:9}  {finding.text}", flush=True)
+    if finding.mend:
+        print(f"{'':5}  {'':9}  → {finding.mend}", flush=True)
+
+
+def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator[Finding]:
+    from ossia.cli.machine import Machine
+    from ossia.kernels.choose import choose_kernels
+    from ossia.model.checkpoint import survey
+    from ossia.model.hub import resolve_model
+
+    machine = Machine.describe()
+    yield from _examine_machine(machine)
+    yield from _list_kernels()
+    kernels = None
+    try:
+        kernels, reason = choose_kernels(kernels_name)
+    except UsageError:
+        raise  # the command was wrong, not what it examines
+    except OssiaError as error:
+        yield Finding("kernels", Status.PROBLEM, str(error))
+    else:
+        yield Finding("kernels", Status.OK, f"{kernels.name} is used: {reason}")
+        yield from _test_kernels(kernels)
+
+    try:
+        found = survey(resolve_model(model))
+    except OssiaError as error:
+        yield Finding("model", Status.PROBLEM, str(error))
+        return
+    yield from (Finding("model", Status.PROBLEM, str(error)) for error in found.problems)
+    if found.unrecognised:
+        keys = ", ".join(found.unrecognised)
+        yield Finding(
+            "model", Status.NOTE, f"config.json has keys that ossia does not know: {keys}"
+        )
+    if found.problems or found.config is None or kernels is None:
+        return
+    stored = sum(tensor.nbytes for header in found.headers for tensor in header.tensors.values())
+    yield from _examine_memory(machine, found.config, stored, kernels)
+    try:
+        llm = load()
+    except OssiaError as error:
+        topic = "tokenizer" if isinstance(error, TokenizerError) else "model"
+        yield Finding(topic, Status.PROBLEM, str(error))
+        return
+    with llm:
+        layers, experts = found.config.num_hidden_layers, found.config.num_local_experts
+        yield Finding(
+            "model",
+            Status.OK,
+            f"{model}: {_size(stored)}, {layers} layers of {experts} experts, loaded from "
+            f"{found.folder}",
+        )
+        yield from _examine_tokenizer(llm.tokenizer, found.config)
+        yield from _ask(llm)
+
+
+def _examine_machine(machine: Machine) -> Iterator[Finding]:
+    yield Finding(
+        "system",
+        Status.OK,
+        f"ossia {__version__}, Python {platform.python_version()}, {machine.platform}",
+    )
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    quota = "" if machine.core_quota is None else f" (a quota allows {machine.core_quota:.3g})"
+    features = " ".join(machine.features) or "instruction sets unknown"
+    yield Finding("processor", Status.OK, f"{machine.processor}; {cores}{quota}; {features}")
+    limit = machine.memory_limit
+    parts = [
+        f"{_size(machine.memory_total)} in all",
+        f"{_size(machine.memory_available)} available",
+        "no limit by a control group" if limit is None else f"{_size(limit)} allowed by its group",
+    ]
+    yield Finding("memory", Status.OK, ", ".join(parts))
+
+
+def _list_kernels() -> Iterator[Finding]:
+    from ossia.kernels.choose import KERNEL_SETS, is_available
+
+    for name, text in KERNEL_SETS.items():
+        state = "available" if is_available(name) else "not installed"
+        yield Finding("kernels", Status.OK, f"{name}, {state}: {text}")
+
+
+def _test_kernels(kernels: Kernels) -> Iterator[Finding]:
+    from ossia.model.selftest import self_test
+
+    checks = self_test(kernels)
+    failed = [check for check in checks if not check.passed]
+    for check in failed:
+        yield Finding(
+            "self-test",
+            Status.PROBLEM,
+            f"{kernels.name}, {check.name}: "
+            + (check.message or f"off by {check.error:.2g}, allowed is {check.tolerance:.0e}"),
+            "do not trust what these kernels compute: take others with --kernels, and report this",
+        )
+    if not failed:
+        largest = max(check.error for check in checks)
+        yield Finding(
+            "self-test",
+            Status.OK,
+            f"{kernels.name} passes {len(checks)} checks; largest error {largest:.1e} of the "
+            f"logits' range, allowed is {checks[0].tolerance:.0e}",
+        )
+
+
+def _examine_memory(
+    machine: Machine, config: ModelConfig, stored: int, kernels: Kernels
+) -> Iterator[Finding]:
+    cache = config.kv_cache_bytes(_CONTEXT, kernels.cache_itemsize)
+    text = (
+        f"the model needs {_size(stored)} for its weights and {_size(cache)} for "
+        f"{_CONTEXT:,} tokens of context"
+    )
+    usable, available = machine.usable_memory, machine.memory_available
+    if usable is not None and stored + cache > usable:
+        mend = "take a smaller model or a machine with more memory; from disk it would crawl"
+        yield Finding("memory", Status.PROBLEM, f"{text}; there are {_size(usable)}", mend)
+    elif available is not None and stored + cache > available:
+        mend = "close other programs, or expect it to be slow"
+        yield Finding("memory", Status.NOTE, f"{text}; {_size(available)} are free now", mend)
+    else:
+        yield Finding("memory", Status.OK, text)
+
+
+def _examine_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Finding]:
+    """Loading has already found all of Harmony's control tokens, or failed."""
+    ids = tokenizer.encode(_PROBE)
+    mend = "use the tokenizer.json that was published with this model"
+    if tokenizer.decode(ids) != _PROBE or any(map(tokenizer.is_control, ids)):
+        text = f"{tokenizer.name}: a text does not come back from its tokens as it was"
+        yield Finding("tokenizer", Status.PROBLEM, text, mend)
+        return
+    yield Finding(
+        "tokenizer",
+        Status.OK,
+        f"{tokenizer.name}: {len(tokenizer.ordinary_ids):,} text tokens, "
+        f"{len(tokenizer.control_ids):,} control tokens; the model embeds {config.vocab_size:,}",
+    )
+
+
+def _ask(llm: LLM) -> Iterator[Finding]:
+    """After a rendered question an assistant opens a channel, or names a recipient first."""
+    from ossia.engine.request import FinishReason, SamplingParams
+    from ossia.harmony.render import render_for_completion
+
+    tokenizer = llm.tokenizer
+    prompt = render_for_completion(tokenizer, llm.conversation(_QUESTION)).token_ids
+    greedy = SamplingParams(temperature=0.0, max_tokens=1, logprobs=True)
+    try:
+        completion = llm.generate(prompt, sampling=greedy)
+    except OssiaError as error:
+        yield Finding("model", Status.PROBLEM, str(error))
+        return
+    if completion.finish_reason is FinishReason.ERROR or not completion.token_ids:
+        reason = "; ".join(completion.diagnostics) or "it gave no token"
+        yield Finding("model", Status.PROBLEM, f"a forward pass failed: {reason}", _REFETCH)
+        return
+    (first,), (logprob,) = completion.token_ids, completion.logprobs or (0.0,)
+    spelled = json.dumps(tokenizer.decode([first]), ensure_ascii=False)
+    if first not in (tokenizer.control.channel, tokenizer.encode(" to")[0]):
+        yield Finding(
+            "model",
+            Status.PROBLEM,
+            f"asked a question, it would begin its turn with {spelled}, where Harmony has "
+            '"<|channel|>" or " to"',
+            _REFETCH,
+        )
+        return
+    yield Finding(
+        "model",
+        Status.OK,
+        f"asked a question, it begins its turn with {spelled} (log-probability {logprob:.2g})",
+    )
+
+
+_REFETCH = (
+    "the weights are damaged, or weights and tokenizer belong to different models: fetch both again"
+)
+
+
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return "an unknown amount"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"

@@ -1,0 +1,188 @@
+"""`ossia doctor`: a healthy model passes, and whatever is broken is named with its mend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from checkpoints import TINY, hugging_face_tensors, random_tensors, save_shards, write_json
+from ossia.cli import doctor as module
+from ossia.cli.doctor import doctor
+from ossia.cli.machine import Machine
+from ossia.errors import UsageError
+from ossia.harmony.tokenizer import Tokenizer
+from ossia.kernels.mxfp4 import encode
+from ossia.kernels.reference import ReferenceKernels
+from support import trained_tokenizer_json, write_tokenizer_json
+
+
+def write_model(folder, begins_with):
+    """A model whose most probable first token is `begins_with`: attention and experts add nothing,
+    so that the last token of the prompt alone decides, through one row of the head.
+    """
+    folder.mkdir()
+    write_tokenizer_json(folder, trained_tokenizer_json())
+    tokenizer = Tokenizer.load(folder)
+    config = replace(TINY, vocab_size=tokenizer.vocab_size, eos_token_ids=(), pad_token_id=None)
+    tensors = random_tensors(config)
+    zero = np.zeros(1, ml_dtypes.bfloat16)
+    for (part, _), group in tensors.items():
+        if part == "attention":
+            group["o"], group["o_bias"] = group["o"] * zero, group["o_bias"] * zero
+        elif part == "moe":
+            group["down"] = encode(np.zeros(group["down"].shape, np.float32))
+            group["down_bias"] = group["down_bias"] * zero
+    last = tokenizer.encode("assistant")[-1]
+    head = tensors["head", None]["weight"] * zero
+    head[tokenizer.encode_with_controls(begins_with)[0]] = tensors["embedding", None]["weight"][
+        last
+    ]
+    tensors["head", None] = {"norm": head[0] * zero + np.ones_like(zero), "weight": head}
+    write_json(folder / "config.json", config.to_json(mxfp4=True))
+    save_shards(folder, hugging_face_tensors(tensors, mxfp4=True), 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "healthy", "<|channel|>")
+
+
+def examine(capsys, model, **options):
+    """Exit code and findings by status."""
+    code = doctor(str(model), as_json=True, **options)
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"] == (code == 0)
+    by_status = {"ok": [], "note": [], "problem": []}
+    for finding in report["findings"]:
+        by_status[finding["status"]].append(finding)
+    return code, by_status
+
+
+def test_a_healthy_model(healthy, capsys):
+    code, found = examine(capsys, healthy)
+    assert code == 0, found["problem"]
+    assert not found["problem"]
+    topics = {finding["topic"] for finding in found["ok"]}
+    assert topics >= {"system", "processor", "memory", "kernels", "self-test", "model", "tokenizer"}
+    texts = " / ".join(finding["text"] for finding in found["ok"])
+    assert "reference is used" in texts
+    assert 'it begins its turn with "<|channel|>"' in texts
+
+
+def test_for_people(healthy, capsys):
+    assert doctor(str(healthy)) == 0
+    out = capsys.readouterr().out
+    assert "reference passes 6 checks" in out
+    assert out.endswith("Nothing is wrong.\n")
+
+
+def test_a_recipient_may_come_first(tmp_path, capsys):
+    folder = write_model(tmp_path / "model", " to")
+    assert examine(capsys, folder)[0] == 0
+
+
+def test_a_model_that_speaks_no_harmony(tmp_path, capsys):
+    folder = write_model(tmp_path / "model", "<|start|>")
+    code, found = examine(capsys, folder)
+    assert code == 1
+    (problem,) = found["problem"]
+    assert 'would begin its turn with "<|start|>"' in problem["text"]
+    assert "weights are damaged" in problem["mend"]
+
+
+def test_not_a_number(healthy, tmp_path, capsys):
+    folder = write_model(tmp_path / "model", "<|channel|>")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    header_size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_size])
+    begin, end = header["model.norm.weight"]["data_offsets"]
+    data[8 + header_size + begin : 8 + header_size + end] = b"\xff\x7f" * ((end - begin) // 2)
+    path.write_bytes(data)
+    code, found = examine(capsys, folder)
+    assert code == 1
+    (problem,) = found["problem"]
+    assert "forward pass failed" in problem["text"]
+    assert "fetch both again" in problem["mend"]
+
+
+def test_every_problem_of_a_checkpoint_is_named(tmp_path, capsys):
+    folder = write_model(tmp_path / "model", "<|channel|>")
+    tensors = hugging_face_tensors(random_tensors(TINY), mxfp4=True)
+    del tensors["model.norm.weight"], tensors["model.layers.1.self_attn.sinks"]
+    save_shards(folder, tensors, 1)  # and of another vocabulary
+    code, found = examine(capsys, folder)
+    assert code == 1
+    texts = [finding["text"] for finding in found["problem"]]
+    for name in ("model.norm.weight", "layers.1.self_attn.sinks", "lm_head.weight"):
+        assert any(name in text for text in texts), name
+
+
+def test_a_missing_tokenizer(tmp_path, capsys):
+    folder = write_model(tmp_path / "model", "<|channel|>")
+    (folder / "tokenizer.json").unlink()
+    code, found = examine(capsys, folder)
+    assert code == 1
+    (problem,) = found["problem"]
+    assert problem["topic"] == "tokenizer"
+    assert "no tokenizer.json beside the weights" in problem["text"]
+
+
+def test_a_model_that_is_not_there(tmp_path, capsys):
+    code, found = examine(capsys, tmp_path / "nowhere")
+    assert code == 1
+    assert "nowhere" in found["problem"][0]["text"]
+    assert any(finding["topic"] == "self-test" for finding in found["ok"])  # the rest is examined
+
+
+def test_kernels_that_compute_something_else(healthy, capsys, monkeypatch):
+    right = ReferenceKernels.moe
+    monkeypatch.setattr(
+        ReferenceKernels, "moe", lambda self, x, weight: right(self, x, weight) * 1.01
+    )
+    code, found = examine(capsys, healthy)
+    assert code == 1
+    failed = [finding for finding in found["problem"] if finding["topic"] == "self-test"]
+    assert failed
+    assert "reference, whole sequences without a cache: off by" in failed[0]["text"]
+    assert "take others with --kernels" in failed[0]["mend"]
+
+
+def test_too_little_memory(healthy, capsys, monkeypatch):
+    machine = Machine.describe()
+    monkeypatch.setattr(Machine, "describe", lambda: replace(machine, memory_limit=100_000))
+    code, found = examine(capsys, healthy)
+    assert code == 1
+    (problem,) = found["problem"]
+    assert problem["text"].endswith("there are 100.0 kB")
+    monkeypatch.setattr(Machine, "describe", lambda: replace(machine, memory_available=100_000))
+    code, found = examine(capsys, healthy)
+    assert code == 0
+    assert "100.0 kB are free now" in found["note"][0]["text"]
+
+
+def test_unknown_kernels_are_wrong_usage():
+    with pytest.raises(UsageError, match="cuda"):
+        doctor("nano", kernels="cuda")
+
+
+def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
+    monkeypatch.setattr("ossia.kernels.choose.LARGEST_REFERENCE_BYTES", 1000)
+    code, found = examine(capsys, healthy)
+    assert code == 1
+    assert "--kernels torch" in found["problem"][0]["text"]
+    assert examine(capsys, healthy, allow_slow=True)[0] == 0
+
+
+def test_sizes():
+    assert [module._size(n) for n in (None, 999, 5_000_000, 13_761_264_768)] == [
+        "an unknown amount",
+        "1.0 kB",
+        "5.0 MB",
+        "13.8 GB",
+    ]
