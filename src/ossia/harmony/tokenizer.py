@@ -125,10 +125,11 @@ class Tokenizer:
         ranks = vocabulary.ranks
         self.name = vocabulary.name
         self._rank_to_id = vocabulary.ids
-        ordinary = set(ranks.values() if vocabulary.ids is None else vocabulary.ids)
-        for i in ordinary.union(vocabulary.controls.values()):
+        used = (ranks.values(), vocabulary.ids or (), vocabulary.controls.values())
+        for i in itertools.chain(*used):
             if type(i) is not int or not 0 <= i < 2**31:
                 raise TokenizerError(f"{self.name}: {i!r} is not a token id.")
+        ordinary = set(ranks.values() if vocabulary.ids is None else vocabulary.ids)
         spellings: dict[int, str] = {}
         for spelling, i in vocabulary.controls.items():
             if i in ordinary:
