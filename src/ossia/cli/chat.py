@@ -40,6 +40,7 @@ def chat(
     min_p: options.MinPOption = None,
     seed: options.SeedOption = None,
     stop: options.StopOption = None,
+    vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
@@ -59,7 +60,12 @@ def chat(
     from ossia.cli.chat_session import ChatSession
 
     with options.load_model(
-        model, kernels=kernels, allow_slow=allow_slow, no_mmap=no_mmap, quiet=as_json
+        model,
+        kernels=kernels,
+        vocab=vocab,
+        allow_slow=allow_slow,
+        no_mmap=no_mmap,
+        quiet=as_json,
     ) as llm:
         sampling = options.sampling_of(
             llm,

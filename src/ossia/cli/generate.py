@@ -45,6 +45,7 @@ def generate(
             help="With --json: log-probability of each token and this many alternatives.",
         ),
     ] = None,
+    vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
@@ -61,7 +62,12 @@ def generate(
         raise UsageError("--logprobs prints numbers for programs to read; add --json.")
     given = _parse_tokens(tokens) if tokens is not None else _read_prompt(prompt or "")
     with options.load_model(
-        model, kernels=kernels, allow_slow=allow_slow, no_mmap=no_mmap, quiet=as_json
+        model,
+        kernels=kernels,
+        vocab=vocab,
+        allow_slow=allow_slow,
+        no_mmap=no_mmap,
+        quiet=as_json,
     ) as llm:
         sampling = options.sampling_of(
             llm,

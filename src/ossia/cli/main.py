@@ -61,6 +61,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of one invocation; every error has been printed as one sentence."""
     try:
         app(arguments)
+        return 0
     except SystemExit as end:  # typer's way to return: done, wrong usage, interrupted
         return end.code if isinstance(end.code, int) else 1
     except (OssiaError, OSError, MemoryError) as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +34,15 @@ NoMmapOption = Annotated[
     bool,
     typer.Option("--no-mmap", help="Read the checkpoint into memory instead of mapping its files."),
 ]
+VocabOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocab",
+        metavar="FOLDER|FILE",
+        help="A vocabulary to use in place of the one beside the weights: a model's folder, its "
+        "tokenizer.json, or a file of o200k ranks.",
+    ),
+]
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")
 ]
@@ -53,32 +65,34 @@ StopOption = Annotated[
 
 
 def load_model(
-    model: str, *, kernels: str, allow_slow: bool, no_mmap: bool, quiet: bool = False
+    model: str,
+    *,
+    kernels: str,
+    vocab: Path | None,
+    allow_slow: bool,
+    no_mmap: bool,
+    quiet: bool = False,
 ) -> LLM:
     """`ossia.load` with a progress bar on stderr where loading takes long enough to notice."""
-    import sys
-
     import ossia
 
+    load = functools.partial(
+        ossia.load,
+        model,
+        kernels=kernels,
+        tokenizer=vocab,
+        allow_slow=allow_slow,
+        use_mmap=not no_mmap,
+    )
     if quiet or not sys.stderr.isatty():
-        return ossia.load(model, kernels=kernels, allow_slow=allow_slow, use_mmap=not no_mmap)
+        return load()
 
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"loading {model}", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return ossia.load(
-            model,
-            kernels=kernels,
-            allow_slow=allow_slow,
-            use_mmap=not no_mmap,
-            progress=progress,
-        )
+        return load(progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def sampling_of(
