@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 import pytest
 
 from checkpoints import random_checkpoint
-from fake_hub import COMMIT, serving
+from fake_hub import COMMIT, isolate, serving
 from ossia.errors import ConfigError, HubError, MissingDependencyError, ModelNotFoundError
 from ossia.model import hub as hub_module
 from ossia.model.checkpoint import open_checkpoint
@@ -51,12 +53,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A cache of our own, no token, no waiting between attempts."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    isolate(monkeypatch, tmp_path / "hf")
     return monkeypatch
 
 
@@ -303,8 +300,24 @@ def test_a_full_disk_is_told_before_the_download(hub, environment):
 
 def test_a_cache_that_cannot_be_written(hub, tmp_path):
     (tmp_path / "hf").touch()
-    with pytest.raises(HubError, match=r"cannot be written \(Not a directory\)"):
+    with pytest.raises(HubError, match=r"hf.*cannot be used \(Not a directory\)"):
         pull(NAME)
+
+
+def test_a_disk_that_fills_up_meanwhile(hub, tmp_path, environment):
+    """The file size limit fails a write in mid-file, as a full disk does; what came is kept."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(HubError, match=r"models--someone--tiny.*\(File too large\)"):
+            pull(NAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    [partial] = cached(tmp_path).glob("blobs/*.ossia-partial")
+    assert partial.stat().st_size > 0
+    open_checkpoint(pull(NAME))
 
 
 def test_two_at_once(hub, tmp_path):

@@ -105,21 +105,22 @@ def pull(name: str, *, revision: str = DEFAULT_REVISION, progress: Progress | No
             f"{shown(name)}: expected a name on the hub such as openai/gpt-oss-20b."
         )
     hub = _huggingface_hub()
-    commit, files = _ask(hub, name, revision)
     repository = _CachedRepository.of(name)
-    present = sum(file.size for file in files if repository.has(commit, file))
-    total = sum(file.size for file in files)
     with _disk_errors(repository.folder):
+        commit, files = _ask(hub, name, revision)
+        total = sum(file.size for file in files)
+        missing = [file for file in files if not repository.has(commit, file)]
+        done = total - sum(file.size for file in missing)
         repository.folder.mkdir(parents=True, exist_ok=True)
-        _refuse_full_disk(repository, [f for f in files if not repository.has(commit, f)])
+        _refuse_full_disk(repository, missing)
         for file in files:
-            if not repository.has(commit, file):
+            if file in missing:
                 url = f"{hub.HfApi().endpoint}/{name}/resolve/{commit}/{quote(file.name)}"
                 _fetch(
-                    hub, url, file, repository, lambda n, at=present: _tell(progress, at + n, total)
+                    hub, url, file, repository, lambda n, at=done: _tell(progress, at + n, total)
                 )
                 repository.link(commit, file)
-                present += file.size
+                done += file.size
             if file.name == CONFIG:  # before 14 GB of something else come down
                 _refuse_other_models(name, repository.snapshots / commit / CONFIG)
         repository.register(revision, commit)
@@ -274,8 +275,8 @@ def _hub_errors(hub: ModuleType, name: str, revision: str = "") -> Iterator[None
     except (httpx2.TransportError, httpx2.InvalidURL) as failure:
         reason = str(failure) or type(failure).__name__
         raise HubError(
-            f"{name}: {endpoint} cannot be reached ({reason}); a download that was interrupted "
-            "goes on where it stopped."
+            f"{name}: {endpoint} cannot be reached ({reason}); run it again when there is a "
+            "connection, what has arrived is kept."
         ) from failure
 
 
@@ -287,7 +288,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as failure:
         mend = "; free some space and run it again" if failure.errno == errno.ENOSPC else ""
-        raise HubError(f"{folder}: cannot be written ({failure.strerror}){mend}.") from failure
+        place = failure.filename or folder
+        raise HubError(f"{place}: cannot be used ({failure.strerror}){mend}.") from failure
 
 
 def _refuse_full_disk(repository: _CachedRepository, files: list[_RemoteFile]) -> None:
