@@ -6,6 +6,7 @@ How many steps fit is found out on the machine, unless the recipe names them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -94,7 +95,8 @@ class NanoRecipe:
     """From the decay on: mostly under the system message of `ossia chat`."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> NanoRecipe:

@@ -8,6 +8,7 @@ to one width so that the places stay put; columns go from the units up, with the
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import zlib
@@ -129,9 +130,10 @@ def held_out(a: int, b: int) -> bool:
 
 
 def may_train(problem: Problem) -> bool:
-    """True when no pair that the problem or one of its steps combines is held out."""
-    pairs = [(step.a, step.b) for step in steps(problem)]
-    return not any(held_out(a, b) for a, b in [(problem.a, problem.b), *pairs])
+    """True when no two numbers of the problem, and no two that a step combines, are held out."""
+    numbers = [problem.a, problem.b] if problem.c is None else [problem.a, problem.b, problem.c]
+    pairs = [*itertools.combinations(numbers, 2), *((step.a, step.b) for step in steps(problem))]
+    return not any(held_out(a, b) for a, b in pairs)
 
 
 # ---- digits ------------------------------------------------------------------------------------

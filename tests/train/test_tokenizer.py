@@ -1,0 +1,113 @@
+"""The trained vocabulary: its order, its digits, and equal ids from all who read the file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HfTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ossia.errors import TokenizerError
+from ossia.harmony.tokenizer import Tokenizer
+from ossia.train.nano import make_tokenizer
+from ossia.train.recipe import Architecture, NanoRecipe
+from ossia.train.tokenizer import byte_tokenizer, save_tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(NanoRecipe(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def readers(folder):
+    """Ours, the library's, and transformers'."""
+    return (
+        Tokenizer.load(folder),
+        HfTokenizer.from_file(str(folder / "tokenizer.json")),
+        PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")),
+        AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def test_bytes_first_then_merges_in_order_then_controls(folder):
+    document = json.loads((folder / "tokenizer.json").read_text())
+    vocab = document["model"]["vocab"]
+    by_id = sorted(vocab, key=vocab.get)
+    assert [vocab[token] for token in by_id] == list(range(2032))
+    assert all(len(token) == 1 for token in by_id[:256])
+    merged = ["".join(pair) for pair in document["model"]["merges"]]
+    assert list(dict.fromkeys(merged)) == by_id[256:]
+    controls = [token["content"] for token in document["added_tokens"]]
+    assert [token["id"] for token in document["added_tokens"]] == list(range(2032, 2048))
+    # The order in which o200k_harmony has them from 199998 on.
+    offsets = {
+        0: "<|startoftext|>", 1: "<|endoftext|>", 4: "<|return|>", 5: "<|constrain|>",
+        7: "<|channel|>", 8: "<|start|>", 9: "<|end|>", 10: "<|message|>", 14: "<|call|>",
+    }  # fmt: skip
+    for i, spelling in enumerate(controls):
+        assert spelling == offsets.get(i, f"<|reserved_{2032 + i}|>")
+
+
+def test_every_byte_has_a_token_and_every_digit_stands_alone(readers):
+    ours = readers[0]
+    assert {ours.token_bytes(i) for i in range(256)} == {bytes([b]) for b in range(256)}
+    with_digits = [
+        i for i in range(2032) if any(48 <= b <= 57 for b in ours.token_bytes(i)) and i >= 256
+    ]
+    assert with_digits == []
+    assert [ours.decode([i]) for i in ours.encode("48×37=1776")] == list("48×37=1776")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | st.text("0123456789 +-×=→.,\n'aAsS<|>"))
+def test_all_readers_give_the_same_ids(readers, text):
+    ours, library, fast, auto = readers
+    ids = ours.encode(text)
+    assert ours.decode(ids) == text
+    # Control tokens in a text are text for us and tokens for the others: compare without them.
+    if "<|" not in text:
+        assert library.encode(text, add_special_tokens=False).ids == ids
+        assert fast.encode(text, add_special_tokens=False) == ids
+        assert auto.encode(text, add_special_tokens=False) == ids
+
+
+def test_control_tokens_are_the_same_for_all_readers(readers):
+    ours, library, fast, auto = readers
+    spelled = {
+        "<|start|>": ours.control.start,
+        "<|return|>": ours.control.return_,
+        "<|call|>": ours.control.call,
+        "<|endoftext|>": ours.control.endoftext,
+    }
+    for spelling, token_id in spelled.items():
+        assert library.token_to_id(spelling) == token_id
+        assert fast.convert_tokens_to_ids(spelling) == token_id
+        assert ours.control.start not in ours.encode(spelling)
+    assert auto.eos_token_id == ours.control.return_
+    assert auto.pad_token_id == ours.control.endoftext
+    assert auto.bos_token_id == ours.control.startoftext
+
+
+def test_the_same_lessons_give_the_same_file(tmp_path):
+    recipe = NanoRecipe(architecture=Architecture(vocab_size=512), tokenizer_lessons=300)
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+        make_tokenizer(recipe, folder)
+    first, second = ((folder / "tokenizer.json").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_refuses_what_it_cannot_fill(tmp_path):
+    with pytest.raises(TokenizerError, match="vocabulary of 2"):
+        train_tokenizer(["too little text"], 2048)
+    with pytest.raises(TokenizerError, match="needs 272 ids for the bytes"):
+        train_tokenizer(["text"], 200)
+    save_tokenizer(byte_tokenizer(), tmp_path)
+    assert Tokenizer.load(tmp_path).vocab_size == 256 + 16
