@@ -201,10 +201,11 @@ def _test_kernels(kernels: Kernels) -> Iterator[Finding]:
 def _examine_memory(
     machine: Machine, config: ModelConfig, stored: int, kernels: Kernels
 ) -> Iterator[Finding]:
-    cache = config.kv_cache_bytes(_CONTEXT, kernels.cache_itemsize)
+    context = min(_CONTEXT, config.max_position_embeddings)
+    cache = config.kv_cache_bytes(context, kernels.cache_itemsize)
     text = (
         f"the model needs {_size(stored)} for its weights and {_size(cache)} for "
-        f"{_CONTEXT:,} tokens of context"
+        f"{context:,} tokens of context"
     )
     usable, available = machine.usable_memory, machine.memory_available
     if usable is not None and stored + cache > usable:
