@@ -60,10 +60,6 @@ class Mxfp4Tensor:
         *lead, groups = self.scales.shape
         return (*lead, groups * BLOCK_SIZE)
 
-    @property
-    def nbytes(self) -> int:
-        return self.blocks.nbytes + self.scales.nbytes
-
 
 def _pair_table(dtype: DTypeLike) -> np.ndarray:
     """The two values of every byte, [256] of a void type as wide as both: one gather per byte."""
