@@ -11,9 +11,8 @@ import pytest
 
 from checkpoints import TINY, hugging_face_tensors, random_tensors, save_shards, write_json
 from ossia.cli import doctor as module
-from ossia.cli.doctor import doctor
 from ossia.cli.machine import Machine
-from ossia.errors import UsageError
+from ossia.cli.main import run
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels.mxfp4 import encode
 from ossia.kernels.reference import ReferenceKernels
@@ -52,9 +51,9 @@ def healthy(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("models") / "healthy", "<|channel|>")
 
 
-def examine(capsys, model, **options):
-    """Exit code and findings by status."""
-    code = doctor(str(model), as_json=True, **options)
+def examine(capsys, model, *options):
+    """Exit code of the command, and its findings by status."""
+    code = run(["doctor", "--json", "--model", str(model), *options])
     report = json.loads(capsys.readouterr().out)
     assert report["healthy"] == (code == 0)
     by_status = {"ok": [], "note": [], "problem": []}
@@ -75,7 +74,7 @@ def test_a_healthy_model(healthy, capsys):
 
 
 def test_for_people(healthy, capsys):
-    assert doctor(str(healthy)) == 0
+    assert run(["doctor", "--model", str(healthy)]) == 0
     out = capsys.readouterr().out
     assert "reference passes 6 checks" in out
     assert out.endswith("Nothing is wrong.\n")
@@ -166,9 +165,9 @@ def test_too_little_memory(healthy, capsys, monkeypatch):
     assert "100.0 kB are free now" in found["note"][0]["text"]
 
 
-def test_unknown_kernels_are_wrong_usage():
-    with pytest.raises(UsageError, match="cuda"):
-        doctor("nano", kernels="cuda")
+def test_unknown_kernels_are_wrong_usage(capsys):
+    assert run(["doctor", "--kernels", "cuda"]) == 2
+    assert "cuda" in capsys.readouterr().err
 
 
 def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
@@ -176,7 +175,7 @@ def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
     code, found = examine(capsys, healthy)
     assert code == 1
     assert "--kernels torch" in found["problem"][0]["text"]
-    assert examine(capsys, healthy, allow_slow=True)[0] == 0
+    assert examine(capsys, healthy, "--allow-slow")[0] == 0
 
 
 def test_sizes():

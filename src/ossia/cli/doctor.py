@@ -53,7 +53,7 @@ def doctor(
     vocab: options.VocabOption = None,
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
-) -> int:
+) -> None:
     """Examine this machine, the kernels and a model; name what is wrong and the mend.
 
     Exit code 1 when something is wrong.
@@ -85,7 +85,8 @@ def doctor(
     else:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         print(f"\n{count} found." if problems else "\nNothing is wrong.")
-    return 1 if problems else 0
+    if problems:
+        raise typer.Exit(1)
 
 
 def _print(finding: Finding) -> None:
