@@ -257,6 +257,27 @@ def test_a_step_that_raises_ends_its_requests_and_no_others():
     assert_all_free(engine)
 
 
+def test_an_interrupt_of_a_step_by_hand_loses_nothing():
+    engine, runner, sink = make()
+    each = request("a", [1, 2, 3] * 10, max_tokens=5)
+    engine.submit(each, sink)
+    engine.submit(request("gone", [1]), sink)
+    engine.step()
+
+    def interrupt(step: SchedulerOutput) -> None:
+        runner.before = lambda step: None
+        raise KeyboardInterrupt
+
+    runner.before = interrupt
+    engine.cancel("gone")
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert sink.end("gone").finish_reason is FinishReason.CANCELLED
+    drain(engine)  # the step that was interrupted is simply taken again
+    assert sink.tokens("a") == expected_answer(each, engine.plan.context)
+    assert_all_free(engine)
+
+
 def test_nan_ends_one_request():
     engine, runner, sink = make()
     runner.nan_requests = {"bad"}

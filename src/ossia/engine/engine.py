@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
 
 Sink = Callable[[list[TokenOutput]], object]
-"""Takes the new outputs of all requests submitted with it, once per step, in the engine's thread.
-It must not block. One that raises is taken for gone: its requests are cancelled."""
+"""Takes the new outputs of all requests submitted with it, in the engine's thread: the tokens once
+per step, cancellations before it. It must not block. One that raises is taken for gone: its
+requests are cancelled."""
 
 EXIT_TIMEOUT_S = 5.0
 """How long the interpreter's exit waits for the step in progress."""
@@ -132,10 +133,12 @@ class Engine:
         """One step: take the mail, schedule, run, update, deliver. Returns what was delivered."""
         with self._scheduling():
             outputs = self._take_mail()
+            self._deliver(outputs)  # who cancels need not wait for the model
             step = self._scheduler.schedule()
             if step.chunks:
-                outputs += self._run(step)
-            self._deliver(outputs)
+                drawn = self._run(step)
+                self._deliver(drawn)
+                outputs += drawn
             if self._closing:  # close() was called by a sink
                 outputs += self._end_all()
             return outputs
@@ -235,7 +238,7 @@ class Engine:
         return self._scheduler.update(step, sampled)
 
     def _deliver(self, outputs: Iterable[TokenOutput]) -> None:
-        """Each sink gets the outputs of all its requests in one call."""
+        """Each sink gets what there is for its requests in one call."""
         by_sink: dict[Sink, list[TokenOutput]] = {}
         with self._mailbox:
             for output in outputs:
