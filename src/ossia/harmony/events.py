@@ -32,6 +32,9 @@ class MessageKind(StrEnum):
     """A message by another author, where the stream is a whole conversation and no completion."""
 
 
+CALLS = (MessageKind.TOOL_CALL, MessageKind.UNOFFERED_CALL)
+
+
 class Stop(StrEnum):
     """How a message ended."""
 

@@ -12,26 +12,17 @@ a call, since an invented tool result would take it back (R12).
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ossia.errors import UsageError
-from ossia.harmony.events import (
-    ContentDelta,
-    HarmonyEvent,
-    MessageEnd,
-    MessageKind,
-    MessageStart,
-    Repair,
-    Rule,
-    Stop,
-)
+from ossia.harmony.events import CALLS, HarmonyEvent, MessageKind, Repair, Rule, Span, Stop
 from ossia.harmony.header import Header, Section, Setting, is_cut_header, read_header
-from ossia.harmony.messages import Channel, Message, Role
-from ossia.harmony.offered import OfferedTools, ToolSpec, repair_arguments
+from ossia.harmony.messages import Channel, Role
+from ossia.harmony.offered import OfferedTools, ToolSpec
+from ossia.harmony.open_message import OpenMessage
 from ossia.harmony.outbox import LooseText, Outbox
 from ossia.harmony.tokenizer import Tokenizer
 
@@ -44,8 +35,6 @@ _IMPLIED_START = re.compile(_HEADER_WORDS + r"to=\S")
 _ONLY_HEADER_WORDS = re.compile(_HEADER_WORDS)
 # Reasoning whose markers were lost, as in "analysisWe need to".
 _UNMARKED_ANALYSIS = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z])")
-_REPLACEMENT = "\ufffd"
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _State(Enum):
@@ -73,23 +62,6 @@ class _OpenHeader:
     checked: int = 0
     """How many sections a probe has found fit for a header."""
     notes: list[Repair] = field(default_factory=list[Repair])
-
-
-@dataclass
-class _OpenMessage:
-    """A message while its content comes in."""
-
-    kind: MessageKind
-    header: Header
-    begin: int
-    told: int
-    """The first token that no event has covered yet."""
-    content: int
-    """The first token of the content."""
-    dropped: bool
-    """A further call where one was wanted: it is told as one `Repair` at its end."""
-    parts: list[str] = field(default_factory=list[str])
-    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _Utf8Decoder("replace"))
 
 
 class HarmonyParser:
@@ -128,7 +100,7 @@ class HarmonyParser:
         self._run = 0
         """The first token since the last control token, while between messages."""
         self._header = _OpenHeader(0, 0, False, [(Section.AUTHOR, 0)])
-        self._message: _OpenMessage | None = None
+        self._message: OpenMessage | None = None
         self._transcript: bool | None = None if role is None else False
         self._called = False
         self._analysis_lost = False
@@ -324,9 +296,16 @@ class HarmonyParser:
         if _ONLY_HEADER_WORDS.fullmatch(text):
             self._drop(begin, at, Rule.R3, f"Tokens between messages: {text!r}.")
             return
-        private = self._analysis_lost or _UNMARKED_ANALYSIS.match(text) is not None
         self._outbox.put_loose(
-            LooseText((begin, begin), (begin, at), (at, at), text, Stop.CUT, Rule.R3, private)
+            LooseText(
+                header=(begin, begin),
+                body=(begin, at),
+                stop_token=(at, at),
+                text=text,
+                stop=Stop.CUT,
+                rule=Rule.R3,
+                private=self._may_be_thought(text),
+            )
         )
 
     # -- Headers -----------------------------------------------------------------------------
@@ -366,18 +345,37 @@ class HarmonyParser:
             return
         self._analysis_lost = False
         self._drop_abandoned()
-        begin = self._header.start
-        kind = _kind_of(header)
-        dropped = self._prepare(kind)
-        self._message = _OpenMessage(kind, header, begin, at + 1, at + 1, dropped)
+        self._open_message(_kind_of(header), header, at + 1)
         self._state = _State.CONTENT
-        if not dropped:
-            self._put_start(self._message, begin, at + 1)
+
+    def _open_message(self, kind: MessageKind, header: Header, content: int) -> OpenMessage:
+        """The message of the open header; its content begins with this token."""
+        dropped = False
+        if kind is MessageKind.INPUT:
+            self._outbox.close_turn()
+            self._called = False
+        elif kind in CALLS:
+            self._outbox.release()
+            dropped = kind is MessageKind.TOOL_CALL and self._called and not self._parallel
+        elif kind is MessageKind.CONTENT and header.channel is None and not self._transcript:
+            self._note(
+                Rule.R5, content - 1, content, "The header names no channel: final is meant."
+            )
+        self._message = OpenMessage(
+            kind,
+            header,
+            (self._header.start, content),
+            tokenizer=self._tokenizer,
+            outbox=self._outbox,
+            dropped=dropped,
+        )
+        self._message.start(self._header.notes)
+        return self._message
 
     def _is_invented(self, header: Header, end: int) -> bool:
         """R12: whether somebody else speaks who cannot; if so, it is dropped and all after it."""
         if self._transcript is None:
-            self._transcript = header.foreign
+            self._transcript = header.foreign and not self._text(0, self._header.begin).strip()
         if not header.foreign or self._transcript:
             return False
         begin = self._header.begin
@@ -396,195 +394,95 @@ class HarmonyParser:
         self._stray = end
         return True
 
-    def _prepare(self, kind: MessageKind) -> bool:
-        """Gets ready for a message of this kind; returns whether it is one call too many."""
-        if kind is MessageKind.INPUT:
-            self._outbox.close_turn()
-            self._called = False
-        elif kind in (MessageKind.TOOL_CALL, MessageKind.UNOFFERED_CALL):
-            self._outbox.release()
-            return kind is MessageKind.TOOL_CALL and self._called and not self._parallel
-        return False
-
     def _drop_abandoned(self) -> None:
         """R4: the part of a header before it was begun again."""
         if self._header.begin < self._header.start:
             self._drop(self._header.begin, self._header.start, Rule.R4, "A header begun again.")
-
-    def _put_start(self, message: _OpenMessage, begin: int, end: int) -> None:
-        header, put = message.header, self._outbox.put
-        put(
-            MessageStart(
-                (begin, end),
-                message.kind,
-                header.role,
-                header.name,
-                header.channel,
-                header.recipient,
-                header.content_type,
-            )
-        )
-        for note in self._header.notes:
-            put(note)
-        for rule, text in header.repairs:
-            put(Repair((begin, end), rule, text))
-        if message.kind is MessageKind.CONTENT and not (header.channel or self._transcript):
-            put(Repair((begin, end), Rule.R5, "The header names no channel; taken as final."))
-        elif message.kind is MessageKind.UNOFFERED_CALL:
-            put(Repair((begin, end), Rule.R9, f"{header.recipient} is not an offered tool."))
-        elif message.kind is MessageKind.TOOL_CALL and header.channel == Channel.FINAL:
-            put(Repair((begin, end), Rule.R9, "A call on the final channel."))
 
     # -- Messages without <|message|> --------------------------------------------------------
 
     def _end_bare(self, at: int, stop: Stop) -> None:
         """R6, R7: a header that ends with no `<|message|>`; what is no header word is its text."""
         header = self._read_header(at, has_message=False)
-        end = at if stop in (Stop.CUT, Stop.IMPLICIT) else at + 1
-        begin, text = self._header.start, header.text
-        if stop is Stop.IMPLICIT and header.foreign:
-            self._drop(begin, end, Rule.R4, "A header begun again.")
-            self._state, self._stray = _State.START, end
-            return
+        begin, end = self._header.start, _after(at, stop)
+        if stop is Stop.IMPLICIT and header.foreign:  # begun again, so it invents nothing
+            header = replace(header, role=Role.ASSISTANT, text="")
         if self._is_invented(header, end):
             return
         self._drop_abandoned()
-        cut_word = (
-            stop is Stop.CUT
-            and (self._header.starts or self._has_channel())
-            and is_cut_header(text)
-        )
         self._state = _State.START
         self._stray = self._run = end
-        if cut_word or not text.strip():
+        self._analysis_lost = self._analysis_lost or header.names_analysis
+        is_framed = self._header.starts or self._has_channel()
+        if stop is Stop.CUT and is_framed and is_cut_header(header.text):
+            header = replace(header, role=Role.ASSISTANT, text="")
+        if header.text.strip() or header.foreign:
+            self._place_bare(header, at, stop)
+        elif begin < end:
             rule = {Stop.CUT: Rule.CUT, Stop.IMPLICIT: Rule.R4}.get(stop, Rule.R6)
-            self._analysis_lost = self._analysis_lost or header.names_analysis
-            if begin < end:
-                words = self._text(begin, at)
-                self._drop(begin, end, rule, f"A header without a message: {words!r}.")
-            return
-        private = self._analysis_lost = header.names_analysis or self._analysis_lost
+            text = f"A header without a message: {self._text(begin, at)!r}."
+            self._drop(begin, end, rule, text)
+
+    def _place_bare(self, header: Header, at: int, stop: Stop) -> None:
+        """What becomes of the text of a header that ends before this token."""
         body = (self._header.sections[header.text_section][1], at)
+        # While a thought is missing, only a real `<|channel|>` makes something else of a text.
+        lost = header.names_analysis or (self._analysis_lost and not self._has_channel())
         if header.begins_call or header.foreign:
-            self._end_bare_as(_kind_of(header), header, body, end, stop)
-        elif header.channel == Channel.FINAL and not (
-            header.names_analysis or (private and not self._has_channel())
-        ):
+            self._end_bare_as(_kind_of(header), header, body, stop)
+        elif header.channel == Channel.FINAL and not lost:
             header = replace(header, recipient=None, tool=None)
-            self._end_bare_as(MessageKind.CONTENT, header, body, end, stop)
+            self._end_bare_as(MessageKind.CONTENT, header, body, stop)
         else:
             # Unframed text before a header begun again stands between messages, as it were.
-            framed = header.says_something or stop is not Stop.IMPLICIT
-            rule = Rule.R6 if framed else Rule.R3
-            private = private or _UNMARKED_ANALYSIS.match(text) is not None
+            between = stop is Stop.IMPLICIT and not header.says_something
             self._outbox.put_loose(
-                LooseText((begin, body[0]), body, (at, end), text, stop, rule, private)
+                LooseText(
+                    header=(self._header.start, body[0]),
+                    body=body,
+                    stop_token=(at, _after(at, stop)),
+                    text=header.text,
+                    stop=stop,
+                    rule=Rule.R3 if between else Rule.R6,
+                    private=self._may_be_thought(header.text),
+                )
             )
+
+    def _may_be_thought(self, text: str) -> bool:
+        return self._analysis_lost or _UNMARKED_ANALYSIS.match(text) is not None
 
     def _has_channel(self) -> bool:
         return any(section is Section.CHANNEL for section, _ in self._header.sections)
 
-    def _end_bare_as(
-        self, kind: MessageKind, header: Header, body: tuple[int, int], end: int, stop: Stop
-    ) -> None:
-        begin = self._header.start
-        dropped = self._prepare(kind)
-        message = _OpenMessage(kind, header, begin, body[0], body[0], dropped)
-        if not dropped:
-            self._put_start(message, begin, body[0])
-            rule = Rule.R7 if kind is MessageKind.CONTENT else Rule.R6
-            self._outbox.put(Repair(body, rule, f"{kind.value} without <|message|>."))
-            self._outbox.note_output()
-            self._outbox.put(ContentDelta(body, kind, header.text))
-        message.parts.append(header.text)
-        message.told = body[1]
-        self._message = message
-        self._end_message(body[1], stop, end)
+    def _end_bare_as(self, kind: MessageKind, header: Header, body: Span, stop: Stop) -> None:
+        self._open_message(kind, header, body[0]).say_bare(header.text, body[1])
+        self._end_message(body[1], stop)
 
     # -- Content -----------------------------------------------------------------------------
 
     def _say(self, begin: int, end: int) -> None:
         """Ordinary tokens inside a message."""
-        message = self._message
-        assert message is not None
-        text = message.decoder.decode(self._tokenizer.decode_bytes(self._tokens[begin:end]))
-        if not text:
-            return
-        message.parts.append(text)
-        if not message.dropped:
-            if text.strip():
-                self._outbox.note_output()
-            self._outbox.put(ContentDelta((message.told, end), message.kind, text))
-            message.told = end
+        assert self._message is not None
+        self._message.say(self._tokens[begin:end], end)
 
     def _drop_from_content(self, at: int) -> None:
         """R11: a control token inside a message."""
-        message = self._message
-        assert message is not None
-        if message.dropped:
-            return
-        if message.told < at:  # bytes of a character that is not complete yet
-            self._outbox.put(ContentDelta((message.told, at), message.kind, ""))
-        message.told = at + 1
-        spelling = self._spelling(self._tokens[at])
-        self._drop(at, at + 1, Rule.R11, f"{spelling} inside a message.")
+        assert self._message is not None
+        self._message.drop_control(at, self._spelling(self._tokens[at]))
 
-    def _end_message(self, at: int, stop: Stop, end: int | None = None) -> None:
-        """The message ends before this token; `end` is where its stop token does."""
+    def _end_message(self, at: int, stop: Stop) -> None:
+        """The message ends before this token, which is its stop token if there is one."""
         message = self._message
         assert message is not None
-        if end is None:
-            end = at if stop in (Stop.CUT, Stop.IMPLICIT) else at + 1
+        end = _after(at, stop)
         self._message = None
         self._state = _State.START
         self._stray = self._run = end
-        rest = message.decoder.decode(b"", final=True)
-        message.parts.append(rest)
-        if message.dropped:
-            shown = f"{message.header.recipient} {''.join(message.parts)}"
-            text = f"Only the first call of a turn counts; left out: {shown}"
-            self._drop(message.begin, end, Rule.PARALLEL, text)
-        else:
-            if rest:  # the stump of a character
-                self._outbox.note_output()
-            if rest or message.told < at:
-                self._outbox.put(ContentDelta((message.told, at), message.kind, rest))
-            self._put_end(message, (at, end), stop)
-        if message.kind in (MessageKind.TOOL_CALL, MessageKind.UNOFFERED_CALL):
+        message.end(stop, (at, end), lambda: self._bytes(message.content, at), cut=self._cut)
+        if message.kind in CALLS:
             self._called = self._called or message.kind is MessageKind.TOOL_CALL
             if not self._transcript:
                 self._outbox.hold_after_call(end)
-
-    def _put_end(self, message: _OpenMessage, span: tuple[int, int], stop: Stop) -> None:
-        header, kind, put = message.header, message.kind, self._outbox.put
-        text, whole = "".join(message.parts), True
-        if _REPLACEMENT in text:
-            content = self._tokens[message.content : span[0]]
-            spelled = self._tokenizer.decode_bytes([t for t in content if t in self._ordinary])
-            if text.count(_REPLACEMENT) > spelled.count(_REPLACEMENT.encode()):
-                put(Repair(span, Rule.R0, "Bytes that are not UTF-8 are shown as U+FFFD."))
-        if kind is MessageKind.TOOL_CALL and header.tool is not None:
-            arguments = repair_arguments(header.tool, text)
-            text, whole = arguments.text, arguments.whole
-            for repair in arguments.repairs:
-                put(Repair(span, Rule.R10, repair))
-        is_call = kind in (MessageKind.TOOL_CALL, MessageKind.UNOFFERED_CALL)
-        if stop is Stop.CUT and (self._cut or is_call):
-            what = "call" if is_call else "message"
-            put(Repair(span, Rule.CUT, f"The stream ended before the {what} did."))
-        elif is_call and stop is not Stop.CALL:
-            put(Repair(span, Rule.R9, f"A call that ends otherwise ({stop.value})."))
-        elif not is_call and stop is Stop.CALL:
-            put(Repair(span, Rule.R9, "<|call|> ends a message that calls nothing."))
-        whole_message = Message.of_text(
-            header.role,
-            text,
-            name=header.name,
-            channel=header.channel,
-            recipient=header.recipient,
-            content_type=header.content_type,
-        )
-        put(MessageEnd(span, kind, whole_message, stop, whole or stop is not Stop.CUT))
 
     # -- A header that may begin inside content ------------------------------------------------
 
@@ -624,9 +522,13 @@ class HarmonyParser:
 
     # -- Odds and ends -----------------------------------------------------------------------
 
+    def _bytes(self, begin: int, end: int) -> bytes:
+        """The ordinary tokens among these."""
+        ids = [token for token in self._tokens[begin:end] if token in self._ordinary]
+        return self._tokenizer.decode_bytes(ids)
+
     def _text(self, begin: int, end: int) -> str:
-        """The ordinary tokens among these, as text."""
-        return self._tokenizer.decode([t for t in self._tokens[begin:end] if t in self._ordinary])
+        return self._bytes(begin, end).decode("utf-8", errors="replace")
 
     def _spelling(self, token: int) -> str:
         if token in self._tokenizer.control_ids:
@@ -646,6 +548,11 @@ class HarmonyParser:
         if cut is None:
             return not ended and self._tokens[-1:] != [self._control.endoftext]
         return cut and not (ended and turn_over)
+
+
+def _after(at: int, stop: Stop) -> int:
+    """One past the stop token, which may be missing."""
+    return at if stop in (Stop.CUT, Stop.IMPLICIT) else at + 1
 
 
 def _kind_of(header: Header) -> MessageKind:
