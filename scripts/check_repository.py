@@ -21,7 +21,10 @@ MAX_FUNCTION_LINES = 70
 
 # Longer than the bounds for a good cause, which is named here.
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "src/ossia/cli/chat.py:chat": "its length is that of the list of options",
+    "src/ossia/cli/generate.py:generate": "its length is that of the list of options",
+}
 
 # Ids of o200k_harmony's control tokens: allowed where the vocabulary is defined and nowhere else.
 TOKEN_ID = re.compile(r"\b(19999[89]|2000[01]\d|201088)\b")

@@ -66,9 +66,7 @@ def test_core_install_is_small_and_works(tmp_path: Path) -> None:
     """`pip install .` in a fresh environment: no torch, under 130 MB, and nano answers."""
     assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
     python = tmp_path / "venv" / "bin" / "python"
-    install = run(
-        python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT
-    )
+    install = run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT)
     assert install.returncode == 0, install.stderr
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     tools = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel")

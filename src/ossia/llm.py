@@ -349,7 +349,7 @@ def load(
     Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError.
     """
     checkpoint = open_checkpoint(resolve_model(str(model)), use_mmap=use_mmap)
-    chosen, _ = choose_kernels(kernels)
+    chosen, _ = choose_kernels(kernels, model_bytes=checkpoint.total_bytes)
     if chosen.name == "reference":
         refuse_large(checkpoint.total_bytes, allow_slow=allow_slow)
     vocabulary = _load_tokenizer(checkpoint.folder, tokenizer)

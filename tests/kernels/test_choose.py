@@ -24,6 +24,14 @@ def test_auto_needs_nothing_but_the_core():
     assert reason
 
 
+def test_auto_takes_torch_for_what_reference_would_refuse(monkeypatch):
+    assert choose_kernels(model_bytes=10**9)[0].name == "reference"
+    assert choose_kernels(model_bytes=10**9 + 1)[0].name == "torch"
+    assert choose_kernels("reference", model_bytes=10**10)[0].name == "reference"
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    assert choose_kernels(model_bytes=10**10)[0].name == "reference"
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(UsageError, match="auto, reference, torch; got 'cuda'"):
         choose_kernels("cuda")

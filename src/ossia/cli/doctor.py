@@ -105,9 +105,16 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
     machine = Machine.describe()
     yield from _examine_machine(machine)
     yield from _list_kernels()
+    found = missing = None
+    try:
+        found = survey(resolve_model(model))
+    except OssiaError as error:
+        missing = Finding("model", Status.PROBLEM, str(error))
     kernels = None
     try:
-        kernels, reason = choose_kernels(kernels_name)
+        kernels, reason = choose_kernels(
+            kernels_name, model_bytes=found.total_bytes if found else 0
+        )
     except UsageError:
         raise  # the command was wrong, not what it examines
     except OssiaError as error:
@@ -116,10 +123,8 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         yield Finding("kernels", Status.OK, f"{kernels.name} is used: {reason}")
         yield from _test_kernels(kernels)
 
-    try:
-        found = survey(resolve_model(model))
-    except OssiaError as error:
-        yield Finding("model", Status.PROBLEM, str(error))
+    if found is None:
+        yield from (missing,) if missing else ()
         return
     yield from (Finding("model", Status.PROBLEM, str(error)) for error in found.problems)
     if found.unrecognised:
@@ -129,8 +134,7 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         )
     if found.problems or found.config is None or kernels is None:
         return
-    stored = sum(tensor.nbytes for header in found.headers for tensor in header.tensors.values())
-    yield from _examine_memory(machine, found.config, stored, kernels)
+    yield from _examine_memory(machine, found.config, found.total_bytes, kernels)
     try:
         llm = load()
     except OssiaError as error:
@@ -142,7 +146,7 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         yield Finding(
             "model",
             Status.OK,
-            f"{model}: {_size(stored)}, {layers} layers of {experts} experts, loaded from "
+            f"{model}: {_size(found.total_bytes)}, {layers} layers of {experts} experts, loaded from "
             f"{found.folder}",
         )
         yield from _examine_tokenizer(llm.tokenizer, found.config)

@@ -80,6 +80,7 @@ def generate(
         )
         if logprobs is not None:
             sampling = replace(sampling, logprobs=True, top_logprobs=logprobs)
+        completion = None
         stream = llm.stream_generate(
             given, sampling=sampling, stop=stop or (), control_tokens=not literal
         )

@@ -89,7 +89,7 @@ class OfferedTools:
                     tool
                     for tool in self._by_recipient.values()
                     if _key(tool.recipient) == _key(key)
-                    and not (foreign and tool.recipient.startswith(f"{FUNCTIONS}."))
+                    and not (foreign and tool.recipient.rpartition(".")[0] != namespace)
                 ]
                 if len(same) == 1:
                     return same[0]

@@ -357,10 +357,11 @@ class HarmonyParser:
         elif kind in CALLS:
             self._outbox.release()
             dropped = kind is MessageKind.TOOL_CALL and self._called and not self._parallel
-        elif kind is MessageKind.CONTENT and header.channel is None and not self._transcript:
-            self._note(
-                Rule.R5, content - 1, content, "The header names no channel: final is meant."
-            )
+        elif (
+            kind is MessageKind.CONTENT and header.channel != Channel.FINAL and not self._transcript
+        ):
+            named = f"{header.channel} is no valid channel" if header.channel else "No channel"
+            self._note(Rule.R5, content - 1, content, f"{named}: taken as final.")
         self._message = OpenMessage(
             kind,
             header,

@@ -24,14 +24,17 @@ def is_available(name: str) -> bool:
     return name == "reference" or find_spec(name) is not None
 
 
-def choose_kernels(name: str = "auto") -> tuple[Kernels, str]:
+def choose_kernels(name: str = "auto", *, model_bytes: int = 0) -> tuple[Kernels, str]:
     """The kernels called `name`, and the reason in a few words.
 
-    `auto` takes `reference`, the only set that every installation has. Raises UsageError for an
-    unknown name, MissingDependencyError where a package is missing.
+    `auto` takes `reference`, the only set that every installation has, or for a checkpoint too
+    large for it `torch`, where that is installed. Raises UsageError for an unknown name,
+    MissingDependencyError where a package is missing.
     """
     reason = "asked for by name"
-    if name == "auto":
+    if name == "auto" and model_bytes > LARGEST_REFERENCE_BYTES and is_available("torch"):
+        name, reason = "torch", "reference would take seconds per token of a model this large"
+    elif name == "auto":
         name, reason = "reference", "the only set that needs nothing beyond the core install"
     match name:
         case "reference":

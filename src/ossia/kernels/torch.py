@@ -47,6 +47,10 @@ QUERY_TILE = 512
 """Queries per attention tile: bounds the score matrix, and makes windowed attention linear in the
 length."""
 
+ROW_GRANULE = 64
+"""Large batches give each expert a multiple of so many rows: oneDNN compiles a kernel for every new
+shape, which otherwise takes a third of a training step."""
+
 PADDING_WASTE = 1.25
 """A group of sequences spans lengths up to this ratio."""
 
@@ -134,6 +138,18 @@ class Padding:
     """[padded rows] → ragged row; padding repeats a row of its sequence."""
     target: Tensor
     """[T] → padded row."""
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Which rows go to which expert; padding repeats token 0 and is never read back."""
+
+    slot_Tk: Tensor
+    """[T, k] → row among the assignments, which are sorted by expert."""
+    token_A: Tensor
+    """Row → token."""
+    sizes: list[int]
+    """Rows of each expert."""
 
 
 class TorchKernels:
@@ -391,7 +407,7 @@ class TorchKernels:
 
     def moe(self, x: Tensor, weight: MoeWeights) -> Tensor:
         dims = weight.dims
-        E, k, T = dims.num_experts, dims.experts_per_token, len(x)
+        E, k = dims.num_experts, dims.experts_per_token
         normed = rms_norm(x, weight.norm_D, dims.rms_norm_eps)
         logits_TE = F.linear(normed, weight.router_ED, weight.router_bias_E)
         # A stable sort keeps the lowest index among equals, as topk does not promise.
@@ -399,18 +415,13 @@ class TorchKernels:
         top_Tk, chosen_Tk = top_Tk[:, :k], chosen_Tk[:, :k]
         share_Tk = top_Tk.softmax(-1).to(self.dtype)
 
-        experts_A = chosen_Tk.reshape(-1)
-        order_A = experts_A.argsort(stable=True)
-        slot_Tk = torch.empty_like(order_A)
-        slot_Tk[order_A] = torch.arange(len(order_A), device=self.device)
-        slot_Tk = slot_Tk.view(T, k)
-        counts_E = torch.bincount(experts_A, minlength=E)
+        counts_E = torch.bincount(chosen_Tk.reshape(-1), minlength=E)
         if self.record_routing:
             self.routing.append(Routing(logits_TE.softmax(-1), counts_E))
-
-        rows_AD = _Dispatch.apply(normed.to(self.dtype), order_A // k, slot_Tk)
+        plan = self._dispatch(chosen_Tk, counts_E)
+        rows_AD = _Dispatch.apply(normed.to(self.dtype), plan)
         outputs: list[Tensor] = []
-        for expert, rows in enumerate(rows_AD.split(counts_E.tolist())):
+        for expert, rows in enumerate(rows_AD.split(plan.sizes)):
             if not len(rows):
                 continue
             up = expert_weight(weight.gate_up, expert, self.dtype, interleaved=True)
@@ -418,7 +429,22 @@ class TorchKernels:
             hidden = F.linear(rows, up, weight.gate_up_bias[expert])
             act = swiglu(hidden, dims.swiglu_limit, dims.swiglu_alpha)
             outputs.append(F.linear(act, down, weight.down_bias[expert]))
-        return x + _Combine.apply(torch.cat(outputs), share_Tk, order_A, slot_Tk)
+        return x + _Combine.apply(torch.cat(outputs), share_Tk, plan)
+
+    def _dispatch(self, chosen_Tk: Tensor, counts_E: Tensor) -> Dispatch:
+        T, k = chosen_Tk.shape
+        experts_A = chosen_Tk.reshape(-1)
+        granule = ROW_GRANULE if len(experts_A) >= ROW_GRANULE * len(counts_E) else 1
+        sizes_E = (counts_E + granule - 1) // granule * granule
+        order_A = experts_A.argsort(stable=True)
+        first_E = sizes_E.cumsum(0) - sizes_E - (counts_E.cumsum(0) - counts_E)
+        slots = torch.arange(len(order_A), device=self.device) + first_E[experts_A[order_A]]
+        slot_Tk = torch.empty_like(order_A)
+        slot_Tk[order_A] = slots
+        sizes = sizes_E.tolist()
+        token_A = order_A.new_zeros(sum(sizes))
+        token_A[slots] = order_A // k
+        return Dispatch(slot_Tk.view(T, k), token_A, sizes)
 
     def logits(self, x: Tensor, weight: Head, rows: np.ndarray) -> Tensor:
         chosen = x if len(rows) == len(x) else x.index_select(0, self._index(rows))
@@ -590,28 +616,30 @@ class _Dispatch(torch.autograd.Function):
     """Token rows → one row per assignment, sorted by expert."""
 
     @staticmethod
-    def forward(ctx, x_TD, token_A, slot_Tk):  # type: ignore[override]
-        ctx.save_for_backward(slot_Tk)
-        return x_TD.index_select(0, token_A)
+    def forward(ctx, x_TD, plan):  # type: ignore[override]
+        ctx.plan = plan
+        return x_TD.index_select(0, plan.token_A)
 
     @staticmethod
     def backward(ctx, grad_AD):  # type: ignore[override]
-        (slot_Tk,) = ctx.saved_tensors
-        return F.embedding_bag(slot_Tk, grad_AD, mode="sum"), None, None
+        return F.embedding_bag(ctx.plan.slot_Tk, grad_AD, mode="sum"), None
 
 
 class _Combine(torch.autograd.Function):
     """Σ_k share[t, k] · y[slot[t, k]]: a weighted bag of rows."""
 
     @staticmethod
-    def forward(ctx, y_AD, share_Tk, order_A, slot_Tk):  # type: ignore[override]
-        ctx.save_for_backward(y_AD, share_Tk, order_A, slot_Tk)
-        return F.embedding_bag(slot_Tk, y_AD, per_sample_weights=share_Tk, mode="sum")
+    def forward(ctx, y_AD, share_Tk, plan):  # type: ignore[override]
+        ctx.save_for_backward(y_AD, share_Tk)
+        ctx.plan = plan
+        return F.embedding_bag(plan.slot_Tk, y_AD, per_sample_weights=share_Tk, mode="sum")
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[override]
-        y_AD, share_Tk, order_A, slot_Tk = ctx.saved_tensors
-        grad_AD = grad_TD.to(y_AD.dtype).index_select(0, order_A // share_Tk.shape[1])
+        y_AD, share_Tk = ctx.saved_tensors
+        slot_Tk = ctx.plan.slot_Tk
+        grad_AD = grad_TD.to(y_AD.dtype).index_select(0, ctx.plan.token_A)
+        share_A = share_Tk.new_zeros(len(y_AD))  # padding has no share, hence no gradient
+        share_A[slot_Tk] = share_Tk
         grad_share_A = torch.linalg.vecdot(grad_AD, y_AD)
-        grad_y_AD = grad_AD * share_Tk.reshape(-1)[order_A][:, None]
-        return grad_y_AD, grad_share_A[slot_Tk], None, None
+        return grad_AD * share_A[:, None], grad_share_A[slot_Tk], None

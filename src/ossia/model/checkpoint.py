@@ -55,6 +55,11 @@ class Survey:
     unrecognised: tuple[str, ...] = ()
     """Keys of config.json that ossia does not know, and so does not act on."""
 
+    @property
+    def total_bytes(self) -> int:
+        """Of all tensors that could be found."""
+        return sum(tensor.nbytes for header in self.headers for tensor in header.tensors.values())
+
 
 @dataclass(frozen=True)
 class Checkpoint:
