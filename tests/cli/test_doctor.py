@@ -172,10 +172,14 @@ def test_unknown_kernels_are_wrong_usage(capsys):
 
 def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
     monkeypatch.setattr("ossia.kernels.choose.LARGEST_REFERENCE_BYTES", 1000)
-    code, found = examine(capsys, healthy)
+    code, found = examine(capsys, healthy, "--kernels", "reference")
     assert code == 1
     assert "--kernels torch" in found["problem"][0]["text"]
-    assert examine(capsys, healthy, "--allow-slow")[0] == 0
+    assert examine(capsys, healthy, "--kernels", "reference", "--allow-slow")[0] == 0
+    # Left to choose, it takes what can run the model.
+    code, found = examine(capsys, healthy)
+    assert code == 0
+    assert any("torch is used" in finding["text"] for finding in found["ok"])
 
 
 def test_sizes():

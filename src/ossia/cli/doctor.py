@@ -146,8 +146,8 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         yield Finding(
             "model",
             Status.OK,
-            f"{model}: {_size(found.total_bytes)}, {layers} layers of {experts} experts, loaded from "
-            f"{found.folder}",
+            f"{model}: {_size(found.total_bytes)}, {layers} layers of {experts} experts, loaded "
+            f"from {found.folder}",
         )
         yield from _examine_tokenizer(llm.tokenizer, found.config)
         yield from _ask(llm)

@@ -51,6 +51,9 @@ ROW_GRANULE = 64
 """Large batches give each expert a multiple of so many rows: oneDNN compiles a kernel for every new
 shape, which otherwise takes a third of a training step."""
 
+LENGTH_GRANULE = 16
+"""Padded lengths are multiples of this, likewise."""
+
 PADDING_WASTE = 1.25
 """A group of sequences spans lengths up to this ratio."""
 
@@ -493,6 +496,8 @@ class TorchKernels:
         row = 0
         for sequences in _by_length(lengths):
             length = int(lengths[sequences].max())
+            if length > LENGTH_GRANULE:  # decoding stays at 1
+                length = -(-length // LENGTH_GRANULE) * LENGTH_GRANULE
             size = len(sequences) * length
             groups.append(Group(sequences, length, slice(row, row + size)))
             offsets = np.arange(length)
