@@ -174,12 +174,7 @@ REPLACEMENTS = (*CONTROLS[:8], "<|reserved_0|>")
 
 # The mutants that may show reasoning: `<|channel|>` before the word `analysis` is gone, and what
 # took its place made the word content. Nothing is left that tells the thought from an answer.
-LEAKS = {
-    (turn, mutation, "<|channel|>")
-    for turn, mutation in [
-        *((name, "replaced by <|message|>") for name in VALID_TURNS),
-    ]
-}
+LEAKS = {(turn, "replaced by <|message|>", "<|channel|>") for turn in VALID_TURNS}
 
 
 def mutants(tokenizer: Tokenizer, turn: str) -> Iterator[tuple[str, int, list[int]]]:
@@ -218,7 +213,7 @@ def test_mutants(turn_name: str, vocabulary_name: str, parallel: bool) -> None:
             marker = tokenizer.decode(ids[at : at + 1])
             assert ids[at + 1 : at + 1 + len(analysis)] == analysis, (mutation, at, parsed)
             leaked.add((turn_name, mutation, marker))
-    print(sorted(leaked)); assert leaked == LEAKS
+    assert leaked == {leak for leak in LEAKS if leak[0] == turn_name}
 
 
 def test_time_grows_with_the_tokens_not_with_their_square() -> None:

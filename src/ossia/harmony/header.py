@@ -177,6 +177,8 @@ class _Reader:
             if rest.startswith(":"):
                 self._name = _speaker(rest[1:])
                 return word.end()
+            if rest and self._setting.has_message:
+                self._repair(Rule.R5, f"The author and the next word run together: {spoken!r}.")
             return word.start() + len(Role.ASSISTANT)
         if not self._setting.starts:
             return 0
@@ -202,7 +204,6 @@ class _Reader:
                 return word.end()
         if tool or slipped:
             self._author = spoken
-            self._repair(Rule.R5, f"{spoken!r} stands where the author should.")
             return 0  # read again, as recipient or channel
         self._odd = True
         self._repair(Rule.R5, f"{spoken!r} is no author; the message is the assistant's.")
@@ -256,7 +257,9 @@ class _Reader:
                 taken = glued.end()  # `final[]`: the brackets are the answer
         if channel is None:
             return 0
-        if word[:taken] != channel:
+        if section is Section.AUTHOR:
+            self._repair(Rule.R5, f"The channel {word!r} stands in the author's place.")
+        elif word[:taken] != channel:
             self._repair(Rule.R5, f"{word[:taken]!r} is taken as the channel {channel}.")
         self._channels.append(channel)
         return taken
@@ -300,6 +303,7 @@ class _Reader:
             if following and tools.exactly(clean_recipient(written + following.group())):
                 written += following.group()
                 taken = following.end() - match.start()
+                self._repair(Rule.R8, f"A space parts the recipient {written!r}.")
         name = clean_recipient(written)
         if name.casefold() in _PARTICIPANTS:
             self._participant = name

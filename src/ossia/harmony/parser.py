@@ -356,7 +356,8 @@ class HarmonyParser:
             self._called = False
         elif kind in CALLS:
             self._outbox.release()
-            dropped = kind is MessageKind.TOOL_CALL and self._called and not self._parallel
+            enough = self._called and not self._parallel and not self._transcript
+            dropped = enough and kind is MessageKind.TOOL_CALL
         elif (
             kind is MessageKind.CONTENT and header.channel != Channel.FINAL and not self._transcript
         ):
