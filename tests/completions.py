@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import random
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ossia.harmony.events import ContentDelta, HarmonyEvent
 from ossia.harmony.offered import ToolSpec
 from ossia.harmony.parser import HarmonyParser
 from ossia.harmony.tokenizer import Tokenizer
-from support import o200k, scrambled_tokenizer_json, write_tokenizer_json
+from support import o200k, small_tokenizer
 
 _NOTATION = re.compile(
     r"\{literal: (?P<literal>[^}]*)\}|\{id (?P<id>\d+)\}|\{U\+(?P<character>[0-9A-F]+)\}"
@@ -22,11 +20,9 @@ _NOTATION = re.compile(
 )
 
 
-@functools.cache
 def scrambled() -> Tokenizer:
     """A small vocabulary with its ids permuted."""
-    with tempfile.TemporaryDirectory() as folder:
-        return Tokenizer.load(write_tokenizer_json(Path(folder), scrambled_tokenizer_json()))
+    return small_tokenizer(True)
 
 
 def vocabulary(name: str) -> Tokenizer:
