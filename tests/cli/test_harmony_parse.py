@@ -74,7 +74,7 @@ def test_one_document_is_shown_event_by_event(vocab: Path) -> None:
     assert result.exception is None
     assert "reasoning: assistant channel=analysis" in result.stdout
     assert '"naïve"' in result.stdout
-    assert "R3, dropped: Text between messages: 'Sure!'." in result.stdout
+    assert "R3, dropped: Text between messages: Sure!" in result.stdout
     assert "tool_call: assistant channel=commentary recipient=functions.f" in result.stdout
 
 

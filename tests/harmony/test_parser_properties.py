@@ -177,9 +177,8 @@ REPLACEMENTS = (*CONTROLS[:8], "<|reserved_0|>")
 LEAKS = {(turn, "replaced by <|message|>", "<|channel|>") for turn in VALID_TURNS}
 
 
-def mutants(tokenizer: Tokenizer, turn: str) -> Iterator[tuple[str, int, list[int]]]:
+def mutants(tokenizer: Tokenizer, ids: list[int]) -> Iterator[tuple[str, int, list[int]]]:
     """Each control token of the turn dropped, doubled, or replaced by each other one."""
-    ids = tokens_of(tokenizer, turn)
     for at, token in enumerate(ids):
         if not tokenizer.is_control(token):
             continue
@@ -198,14 +197,15 @@ def mutants(tokenizer: Tokenizer, turn: str) -> Iterator[tuple[str, int, list[in
 @pytest.mark.parametrize("vocabulary_name", VOCABULARIES)
 @pytest.mark.parametrize("turn_name", VALID_TURNS)
 @pytest.mark.parametrize("parallel", [False, True])
-def test_mutants(turn_name: str, vocabulary_name: str, parallel: bool) -> None:
+@pytest.mark.parametrize("role", [Role.ASSISTANT, None])
+def test_mutants(turn_name: str, vocabulary_name: str, parallel: bool, role: Role | None) -> None:
     tokenizer = vocabulary(vocabulary_name)
-    turn = VALID_TURNS[turn_name]
-    ids = tokens_of(tokenizer, turn)
+    start = "" if role else "<|start|>assistant"
+    ids = tokens_of(tokenizer, start + VALID_TURNS[turn_name])
     analysis = tokenizer.encode("analysis")
     leaked = set[tuple[str, str, str]]()
-    for mutation, at, mutant in mutants(tokenizer, turn):
-        events = parse(tokenizer, [mutant], tools=TOOLS, parallel=parallel)
+    for mutation, at, mutant in mutants(tokenizer, ids):
+        events = parse(tokenizer, [mutant], tools=TOOLS, parallel=parallel, role=role)
         assert_sound(tokenizer, mutant, events)
         parsed = assemble(events, cut=False)
         assert {call.name for call in parsed.tool_calls} <= {"f", "bash", "browser.search"}

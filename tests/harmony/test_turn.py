@@ -49,6 +49,14 @@ def test_a_cut_call_is_not_to_be_run() -> None:
         assert [call.complete for call in turn.tool_calls] == [complete]
 
 
+def test_cut_source_code_is_not_to_be_run() -> None:
+    ids = tokens_of(scrambled(), "<|channel|>analysis to=python code<|message|>rm(")
+    for cut, complete in ((None, False), (True, False), (False, True)):
+        turn = parse_turn(scrambled(), ids, tools=["python"], cut=cut)
+        assert [call.complete for call in turn.tool_calls] == [complete]
+        assert turn.finish == ("tool_calls" if complete else "length")
+
+
 def test_messages_of_a_kind_are_joined_by_a_blank_line() -> None:
     ids = tokens_of(scrambled(), ANSWER + "<|end|><|start|>assistant" + ANSWER + "<|return|>")
     turn = parse_turn(scrambled(), ids)
@@ -91,7 +99,7 @@ def test_as_json() -> None:
             }
         ],
         "diagnostics": [
-            {"rule": "R6", "span": [0, 1], "text": "A header without a message: ''."},
+            {"rule": "R6", "span": [0, 1], "text": "A header without a message: "},
             {
                 "rule": "R2",
                 "span": [1, 1],

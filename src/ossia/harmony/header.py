@@ -138,7 +138,7 @@ class _Reader:
                 self._repair(
                     Rule.R11,
                     f"{spelled.group()} is spelled out in ordinary tokens: from there the header "
-                    f"is mere text and says nothing: {text[end:]!r}.",
+                    f"is mere text and says nothing: {text[end:]}",
                 )
         at = self._read_author(text, end) if section is Section.AUTHOR else 0
         unknown: list[str] = []
@@ -305,7 +305,7 @@ class _Reader:
                 taken = following.end() - match.start()
                 self._repair(Rule.R8, f"A space parts the recipient {written!r}.")
         name = clean_recipient(written)
-        if name.casefold() in _PARTICIPANTS:
+        if name.casefold() in _PARTICIPANTS and not tools.exactly(name):
             self._participant = name
             return taken
         if not name:
@@ -328,9 +328,7 @@ class _Reader:
             self._content_type = _clean(unknown.pop())
         if unknown:
             self._odd = self._odd or len(unknown) > 1 or section is Section.AUTHOR
-            self._repair(
-                Rule.R5, f"The header holds words that say nothing: {' '.join(unknown)!r}."
-            )
+            self._repair(Rule.R5, f"The header holds words that say nothing: {' '.join(unknown)}")
 
     # -- The sum -----------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class OpenMessage:
             put(Repair(span, Rule.R0, "Bytes that are not UTF-8 are shown as U+FFFD."))
         if self.kind is MessageKind.TOOL_CALL and header.tool is not None:
             arguments = repair_arguments(header.tool, text)
-            text, whole = arguments.text, arguments.whole
+            text, whole = arguments.text, arguments.whole and not (cut and header.tool.raw_text)
             for repair in arguments.repairs:
                 put(Repair(span, Rule.R10, repair))
         for repair in self._unusual_end(stop, span, cut):

@@ -55,7 +55,7 @@ class LooseText:
 
     def as_repair(self) -> Repair:
         span = self.header[0], self.stop_token[1]
-        return Repair(span, Rule.R3, f"Text between messages: {self.text!r}.", dropped=True)
+        return Repair(span, Rule.R3, f"Text between messages: {self.text}", dropped=True)
 
 
 class Outbox:

@@ -174,10 +174,10 @@ class HarmonyParser:
             case _State.PROBE:
                 self._give_up_probe(end)
                 self._end_message(end, Stop.CUT)
-            case _State.VOID if self._stray < end:
-                self._drop(self._stray, end, Rule.R12, "What follows an invented message.")
             case _State.VOID:
-                pass
+                if self._stray < end:
+                    text = f"After an invented message: {self._text(self._stray, end)}"
+                    self._drop(self._stray, end, Rule.R12, text)
         self._outbox.close_turn()
         return self._outbox.take()
 
@@ -294,7 +294,7 @@ class HarmonyParser:
             return
         text = self._text(begin, at)
         if _ONLY_HEADER_WORDS.fullmatch(text):
-            self._drop(begin, at, Rule.R3, f"Tokens between messages: {text!r}.")
+            self._drop(begin, at, Rule.R3, f"Tokens between messages: {text}")
             return
         self._outbox.put_loose(
             LooseText(
@@ -380,18 +380,11 @@ class HarmonyParser:
             self._transcript = header.foreign and not self._text(0, self._header.begin).strip()
         if not header.foreign or self._transcript:
             return False
-        begin = self._header.begin
         after_call = self._outbox.drop_after_call()
-        self._drop(
-            begin if after_call is None else after_call,
-            end,
-            Rule.R12,
-            f"The model invented a message by {header.name or header.role.value}; it is dropped "
-            "with all that follows the call before it."
-            if after_call is not None
-            else f"The model invented a message by {header.name or header.role.value}; it and "
-            "what follows are dropped.",
-        )
+        begin = self._header.begin if after_call is None else after_call
+        author = header.name or header.role.value
+        text = f"The model invented a message by {author}; left out: {self._text(begin, end)}"
+        self._drop(begin, end, Rule.R12, text)
         self._state = _State.VOID
         self._stray = end
         return True
@@ -422,7 +415,7 @@ class HarmonyParser:
             self._place_bare(header, at, stop)
         elif begin < end:
             rule = {Stop.CUT: Rule.CUT, Stop.IMPLICIT: Rule.R4}.get(stop, Rule.R6)
-            text = f"A header without a message: {self._text(begin, at)!r}."
+            text = f"A header without a message: {self._text(begin, at)}"
             self._drop(begin, end, rule, text)
 
     def _place_bare(self, header: Header, at: int, stop: Stop) -> None:
