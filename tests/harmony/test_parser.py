@@ -199,6 +199,10 @@ RULES: dict[str, list[tuple[str, dict[str, object]]]] = {
         ("<|channel|>analysis<|message|>think<|channel|>final ok<|return|>", {"R": "think"} | OK),
         ("<|channel|>analysis<|message|>think" + CALL, called(*F, R="think")),
         ("<|channel|>final<|message|>ok<|channel|>analysis Hm.<|return|>", {"R": "Hm."} | OK),
+        (
+            "<|channel|>final<|message|>ok<|channel|>analysis so to say, hm<|message|>t<|end|>",
+            {"R": "t"} | OK,
+        ),
         ("<|channel|>final<|message|>ok<|start|>assistant<|return|>", OK),
         ("<|channel|>final<|message|>ok<|start|>assis", OK | {"F": "length"}),
         (
@@ -443,6 +447,13 @@ def test_a_rendered_conversation_reads_back(vocabulary_name: str) -> None:
         assert turn.messages == messages
         rules = {repair.rule for repair in turn.diagnostics}
         assert rules <= {Rule.R9, Rule.R10}  # rm is not offered
+
+
+def test_a_conversation_may_be_malformed_too() -> None:
+    ids = tokens_of(scrambled(), "<|start|><|start|>user<|message|>Hi<|end|><|end|>" + FINAL)
+    turn = parse_turn(scrambled(), ids, role=None)
+    assert [(m.role, m.text) for m in turn.messages] == [(Role.USER, "Hi"), (Role.ASSISTANT, "ok")]
+    assert {repair.rule for repair in turn.diagnostics} == {Rule.R4, Rule.R1}
 
 
 def test_a_prompt_ends_in_an_open_header() -> None:

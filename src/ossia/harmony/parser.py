@@ -226,8 +226,7 @@ class HarmonyParser:
             self._header.sections.append((Section.CONSTRAIN, at + 1))
         elif token == control.start:
             self._end_bare(at, Stop.IMPLICIT)
-            if self._state is _State.START:
-                self._open_header(at, token)
+            self._open_header(at, token)
         else:
             self._note(Rule.R8, at, at + 1, f"{self._spelling(token)} inside a header.")
 
@@ -244,7 +243,7 @@ class HarmonyParser:
         control = self._control
         if token == control.message:
             header = self._read_header(at, has_message=True)
-            if header.says_something and not header.odd:
+            if header.says_something and (header.names_analysis or not header.odd):
                 self._end_implicitly()
                 self._begin_message(at)
             else:
@@ -402,7 +401,7 @@ class HarmonyParser:
         begin, end = self._header.start, _after(at, stop)
         if stop is Stop.IMPLICIT and header.foreign:  # begun again, so it invents nothing
             header = replace(header, role=Role.ASSISTANT, text="")
-        if self._is_invented(header, end):
+        if stop is not Stop.IMPLICIT and self._is_invented(header, end):
             return
         self._drop_abandoned()
         self._state = _State.START
