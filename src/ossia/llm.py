@@ -46,6 +46,10 @@ Prompt = str | Sequence[int]
 Messages = str | Conversation | Sequence[Message | Mapping[str, Any]]
 
 
+CLOSE_TIMEOUT_S = 2.0
+"""How long `LLM.close` waits for the step in progress."""
+
+
 class ChatOptions(TypedDict, total=False):
     """Options of `chat` in all its forms; `LLM.astream_chat` explains them."""
 
@@ -283,8 +287,12 @@ class LLM:
     # -- Life ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends the engine; requests in flight end as cancelled. Idempotent."""
-        self._engine.close()
+        """Ends the engine; requests in flight end as cancelled. Idempotent.
+
+        A step in progress is waited for, but not for long: leaving a program must not take as long
+        as a large prompt does.
+        """
+        self._engine.close(CLOSE_TIMEOUT_S)
         self._blocking.close()
 
     def __enter__(self) -> LLM:

@@ -44,9 +44,11 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self.engine.stats()
 
-    def close(self) -> None:
-        """End all requests in flight, in whatever loop they are read; blocks for up to a step."""
-        self.engine.close()
+    def close(self, timeout: float | None = None) -> None:
+        """End all requests in flight, in whatever loop they are read; blocks for up to a step, at
+        most `timeout` seconds.
+        """
+        self.engine.close(timeout)
 
     async def aclose(self) -> None:
         """`close` without blocking the loop."""
