@@ -130,6 +130,14 @@ def test_an_offered_call() -> None:
     )
 
 
+def test_generation_stops_when_the_model_speaks_for_somebody_else() -> None:
+    completion = f"{FINAL}Answer<|end|><|start|>user<|message|>And then? And then? And then?"
+    _, turn, engine = take_turn(completion)
+    assert turn.content == "Answer" and turn.finish is TurnFinish.STOP
+    assert len(turn.token_ids) < len(tokens_of(TOKENIZER, completion))
+    assert engine.open_streams == 0
+
+
 def test_messages_of_one_kind_are_parted_in_the_stream_as_in_the_turn() -> None:
     events, turn, _ = take_turn(
         f"{ANALYSIS}One.<|end|><|start|>assistant{ANALYSIS}Two.<|end|>{FINAL}Done.<|return|>"

@@ -233,6 +233,11 @@ def test_time_grows_with_the_tokens_not_with_their_square() -> None:
 
 
 def _seconds(tokenizer: Tokenizer, ids: list[int]) -> float:
-    begin = time.perf_counter()
-    parse(tokenizer, [ids], tools=TOOLS)
-    return time.perf_counter() - begin
+    """Of this process's own computing, which a busy machine does not change; the best of two."""
+
+    def once() -> float:
+        begin = time.process_time()
+        parse(tokenizer, [ids], tools=TOOLS)
+        return time.process_time() - begin
+
+    return min(once(), once())

@@ -158,6 +158,10 @@ class TurnWriter:
             yield from self._translate(self._parser.finish(cut=reason is not FinishReason.STOP))
         if self._stops.hit is not None:
             yield self._end(FinishReason.STOP)
+        elif reason is None and self._parser.void:
+            # The model speaks for somebody else: whatever it goes on to say is dropped (R12).
+            yield from self._translate(self._parser.finish(cut=False))
+            yield self._end(FinishReason.STOP)
         elif reason is not None and self._is_answerable(reason):
             yield self._answer_in_band()
         elif reason is not None:

@@ -13,6 +13,8 @@ from ossia.errors import RequestError
 
 
 class FinishReason(StrEnum):
+    """Why a request ended."""
+
     STOP = "stop"
     """A stop token was drawn; it is the last of the token ids."""
     LENGTH = "length"
