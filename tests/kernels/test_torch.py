@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ossia.kernels.torch as torch_kernels
 from ossia.errors import KernelError
 from ossia.kernels.interface import Part, part_shapes
 from ossia.kernels.mxfp4 import Mxfp4Tensor, decode
 from ossia.kernels.reference import ReferenceKernels
 from ossia.kernels.torch import TorchKernels
+from ossia.kernels.torch import experts as torch_experts
 from ossia.model.inputs import packed_input
 from ossia.model.selftest import Paging, RandomModel, self_test
 from ossia.model.transformer import Architecture, forward, prepare_weights
@@ -120,11 +120,11 @@ def test_packed_experts_and_query_tiles_change_nothing(monkeypatch):
     inputs = packed_input(documents(model, [100, 7]))
     kernels = TorchKernels(dtype=torch.float64)
     expected = run(kernels, model, inputs)
-    monkeypatch.setattr(torch_kernels, "DECODE_ONCE_BYTES", 0)
-    monkeypatch.setattr(torch_kernels, "QUERY_TILE", 16)
+    monkeypatch.setattr("ossia.kernels.torch.kernels.DECODE_ONCE_BYTES", 0)
+    monkeypatch.setattr("ossia.kernels.torch.attention.QUERY_TILE", 16)
     weight = kernels.prepare(Part.MOE, model.part(Part.MOE, 0), model.config.dims())
-    assert isinstance(weight.gate_up, torch_kernels.PackedExperts)
-    assert isinstance(weight.down, torch_kernels.PackedExperts)
+    assert isinstance(weight.gate_up, torch_experts.PackedExperts)
+    assert isinstance(weight.down, torch_experts.PackedExperts)
     assert_close(run(kernels, model, inputs), expected, FLOAT64_TOLERANCE)
     assert all(check.passed for check in self_test(TorchKernels()))
 
@@ -136,7 +136,7 @@ def test_decodes_mxfp4_exactly(dtype):
     packed = Mxfp4Tensor(
         rng.integers(0, 256, (5, 3, 2, 16), np.uint8), rng.integers(0, 250, (5, 3, 2), np.uint8)
     )
-    found = torch_kernels.decode_mxfp4(
+    found = torch_experts.decode_mxfp4(
         torch.from_numpy(packed.blocks), torch.from_numpy(packed.scales), dtype
     )
     expected = decode(packed, np.float32 if dtype == torch.float32 else np.float64)
@@ -167,7 +167,7 @@ def trainable(model):
 )
 def test_gradient_equals_the_slope_of_the_loss(lengths, window, monkeypatch):
     """For every tensor, along a random direction, by central differences in float64."""
-    monkeypatch.setattr(torch_kernels, "QUERY_TILE", 64)
+    monkeypatch.setattr("ossia.kernels.torch.attention.QUERY_TILE", 64)
     model = RandomModel(
         tiny_config(
             num_hidden_layers=2,

@@ -14,7 +14,8 @@ padded length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,32 +36,40 @@ from ossia.kernels.interface import (
     SamplingBatch,
     part_shapes,
 )
-from ossia.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor
+from ossia.kernels.mxfp4 import Mxfp4Tensor
 from ossia.kernels.sampling import sample_rows
+from ossia.kernels.torch.attention import (
+    Group,
+    Pad,
+    Padding,
+    Unpad,
+    apply_rope,
+    attend,
+    make_padding,
+    row_indices,
+    tiles,
+)
+from ossia.kernels.torch.experts import (
+    Combine,
+    Gather,
+    PackedExperts,
+    Routing,
+    decode_mxfp4,
+    dispatch,
+    expert_weight,
+    swiglu,
+)
 
 DECODE_ONCE_BYTES = 64 << 20
 """MXFP4 experts of one layer that decode into fewer bytes are decoded by `prepare`; larger ones
 stay packed and each selected expert is decoded in use (20b: 0.8 GB a layer decoded, 0.4 GB
 packed)."""
 
-QUERY_TILE = 512
-"""Queries per attention tile: bounds the score matrix, and makes windowed attention linear in the
-length."""
-
-ROW_GRANULE = 64
-"""Large batches give each expert a multiple of so many rows: oneDNN compiles a kernel for every new
-shape, which otherwise takes a third of a training step."""
-
-LENGTH_GRANULE = 16
-"""Padded lengths are multiples of this, likewise."""
-
-PADDING_WASTE = 1.25
-"""A group of sequences spans lengths up to this ratio."""
-
 
 @dataclass(frozen=True)
 class Embedding:
     weight_VD: Tensor
+    """As the checkpoint holds it; rows are converted when they are gathered."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +83,6 @@ class AttentionWeights:
     o: Tensor
     o_bias: Tensor
     sinks_H: Tensor
-
-
-@dataclass(frozen=True)
-class PackedExperts:
-    """MXFP4 as the checkpoint holds it, on the device."""
-
-    blocks: Tensor
-    scales: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,54 +106,11 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """What one MoE layer's router did in one forward pass, recorded for the load-balance loss."""
-
-    probabilities_TE: Tensor
-    """Softmax over all experts; carries the gradient."""
-    counts_E: Tensor
-    """Tokens that chose each expert."""
-
-
-@dataclass(frozen=True)
 class TorchCache:
     """One tensor [N, block_size, 2, K, d] per layer: a token's keys and values are one slot."""
 
     layers: tuple[Tensor, ...]
     block_size: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sequences of like length, padded to `length`."""
-
-    sequences: np.ndarray
-    length: int
-    rows: slice
-    """Its rows among the padded rows of all groups."""
-
-
-@dataclass(frozen=True)
-class Padding:
-    """How the ragged rows of a step map to padded rows, group after group, and back."""
-
-    groups: tuple[Group, ...]
-    source: Tensor
-    """[padded rows] → ragged row; padding repeats a row of its sequence."""
-    target: Tensor
-    """[T] → padded row."""
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """Which rows go to which expert; padding repeats token 0 and is never read back."""
-
-    slot_Tk: Tensor
-    """[T, k] → row among the assignments, which are sorted by expert."""
-    token_A: Tensor
-    """Row → token."""
-    sizes: list[int]
-    """Rows of each expert."""
 
 
 class TorchKernels:
@@ -202,7 +160,7 @@ class TorchKernels:
 
         match part:
             case Part.EMBEDDING:
-                return Embedding(take("weight"))
+                return Embedding(self._stored(tensors["weight"]))
             case Part.HEAD:
                 return Head(dims, take("norm"), take("weight", self.dtype))
             case Part.ATTENTION:
@@ -234,17 +192,21 @@ class TorchKernels:
         if isinstance(value, Mxfp4Tensor):
             packed = self._packed(value)
             return decode_mxfp4(packed.blocks, packed.scales, dtype)
+        return self._stored(value).to(dtype)
+
+    def _stored(self, value: HostTensor | Tensor) -> Tensor:
+        """In its own dtype; on the CPU in place, so that what the checkpoint maps stays mapped."""
+        if isinstance(value, Mxfp4Tensor):
+            raise KernelError("[prepare] expected an array for the embedding, got MXFP4")
         if isinstance(value, Tensor):
-            return value.to(self.device, dtype)
+            return value.to(self.device)
         if value.dtype.name == "bfloat16":  # torch reads no ml_dtypes; the bits are the same
-            bits = np.array(value.view(np.int16))
-            return torch.from_numpy(bits).view(torch.bfloat16).to(self.device, dtype)
-        return torch.from_numpy(np.array(value)).to(self.device, dtype)
+            return from_array(value.view(np.int16)).view(torch.bfloat16).to(self.device)
+        return from_array(value).to(self.device)
 
     def _packed(self, value: Mxfp4Tensor) -> PackedExperts:
         return PackedExperts(
-            torch.from_numpy(np.array(value.blocks)).to(self.device),
-            torch.from_numpy(np.array(value.scales)).to(self.device),
+            from_array(value.blocks).to(self.device), from_array(value.scales).to(self.device)
         )
 
     def _experts(
@@ -261,23 +223,16 @@ class TorchKernels:
     # ---- the cache -----------------------------------------------------------------------------
 
     def allocate_cache(self, spec: CacheSpec) -> TorchCache:
-        return TorchCache(
-            layers=tuple(
-                torch.zeros(
-                    (
-                        spec.num_sliding_blocks if sliding else spec.num_full_blocks,
-                        spec.block_size,
-                        2,
-                        spec.num_kv_heads,
-                        spec.head_dim,
-                    ),
-                    dtype=self.cache_dtype,
-                    device=self.device,
-                )
-                for sliding in spec.sliding_layers
-            ),
-            block_size=spec.block_size,
-        )
+        def layer(sliding: bool) -> Tensor:
+            blocks = spec.num_sliding_blocks if sliding else spec.num_full_blocks
+            shape = (blocks, spec.block_size, 2, spec.num_kv_heads, spec.head_dim)
+            if self.device.type != "cpu":
+                return torch.zeros(shape, dtype=self.cache_dtype, device=self.device)
+            # numpy's zeros take no memory until they are written, torch's do at once.
+            size = math.prod(shape) * self.cache_dtype.itemsize
+            return torch.from_numpy(np.zeros(size, np.uint8)).view(self.cache_dtype).view(shape)
+
+        return TorchCache(tuple(map(layer, spec.sliding_layers)), spec.block_size)
 
     # ---- ops -----------------------------------------------------------------------------------
 
@@ -287,7 +242,8 @@ class TorchKernels:
                 f"[embed] expected ids from 0 to {len(weight.weight_VD) - 1}, got "
                 f"{int(ids_T.min())} to {int(ids_T.max())}"
             )
-        return F.embedding(self._index(ids_T), weight.weight_VD)
+        rows = F.embedding(row_indices(ids_T, self.device), weight.weight_VD)
+        return rows.to(self.residual_dtype)
 
     def attn_in(
         self,
@@ -313,7 +269,7 @@ class TorchKernels:
             assert index is not None
             slots = cache.layers[layer].view(-1, 2, K, d)
             stored = qkv[:, H * d :].view(-1, 2, K, d).to(self.cache_dtype)
-            slots.index_copy_(0, self._index(index.slot_mapping_T), stored.detach())
+            slots.index_copy_(0, row_indices(index.slot_mapping_T, self.device), stored.detach())
         return qkv
 
     def attention(
@@ -331,19 +287,20 @@ class TorchKernels:
         dims = weight.dims
         H, K, d = dims.num_heads, dims.num_kv_heads, dims.head_dim
         padding = self._pad(cu_seqlens_S1)
-        padded = _Pad.apply(qkv if cache is None else qkv[:, : H * d], padding)
+        padded = Pad.apply(qkv if cache is None else qkv[:, : H * d], padding)
         outputs: list[Tensor] = []
         for group in padding.groups:
             rows = padded[group.rows].unflatten(0, (len(group.sequences), group.length))
             q_sLHd = rows[..., : H * d].unflatten(2, (H, d))
             if cache is None:
                 k_sLKd, v_sLKd = rows[..., H * d :].unflatten(2, (2, K, d)).unbind(2)
-                for first, last in _tiles(group.length):
+                parts: list[Tensor] = []
+                for first, last in tiles(group.length):
                     seen = 0 if window is None else max(0, first - window + 1)
                     visible = self._visible(
                         np.arange(first, last), np.arange(seen, last), window=window
                     )
-                    outputs.append(
+                    parts.append(
                         attend(
                             q_sLHd[:, first:last],
                             k_sLKd[:, seen:last],
@@ -352,9 +309,7 @@ class TorchKernels:
                             visible,
                         )
                     )
-                if group.length > QUERY_TILE:
-                    count = len(list(_tiles(group.length)))
-                    outputs[-count:] = [torch.cat(outputs[-count:], dim=1)]
+                outputs.append(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
             else:
                 assert index is not None
                 outputs.append(
@@ -369,7 +324,7 @@ class TorchKernels:
                     )
                 )
         flat = [output.reshape(-1, H * d) for output in outputs]
-        return _Unpad.apply(torch.cat(flat) if len(flat) > 1 else flat[0], padding)
+        return Unpad.apply(torch.cat(flat) if len(flat) > 1 else flat[0], padding)
 
     def _attend_cached(
         self,
@@ -385,7 +340,7 @@ class TorchKernels:
         """Gathers the pages that hold visible keys; freed pages are masked by their position."""
         block_size = pages.shape[1]
         outputs: list[Tensor] = []
-        for first, last in _tiles(group.length):
+        for first, last in tiles(group.length):
             seen = 0 if window is None else max(0, int(first_positions.min()) + first - window + 1)
             blocks = slice(
                 seen // block_size,
@@ -399,7 +354,7 @@ class TorchKernels:
                 window=window,
             )
             # The cache is zeroed when made, so that what an unused slot holds is finite.
-            kv = pages[self._index(np.maximum(table, 0))].flatten(1, 2).to(self.dtype)
+            kv = pages[row_indices(np.maximum(table, 0), self.device)].flatten(1, 2).to(self.dtype)
             outputs.append(
                 attend(q_sLHd[:, first:last], kv[:, :, 0], kv[:, :, 1], weight.sinks_H, visible)
             )
@@ -421,8 +376,8 @@ class TorchKernels:
         counts_E = torch.bincount(chosen_Tk.reshape(-1), minlength=E)
         if self.record_routing:
             self.routing.append(Routing(logits_TE.softmax(-1), counts_E))
-        plan = self._dispatch(chosen_Tk, counts_E)
-        rows_AD = _Dispatch.apply(normed.to(self.dtype), plan)
+        plan = dispatch(chosen_Tk, counts_E)
+        rows_AD = Gather.apply(normed.to(self.dtype), plan)
         outputs: list[Tensor] = []
         for expert, rows in enumerate(rows_AD.split(plan.sizes)):
             if not len(rows):
@@ -432,25 +387,11 @@ class TorchKernels:
             hidden = F.linear(rows, up, weight.gate_up_bias[expert])
             act = swiglu(hidden, dims.swiglu_limit, dims.swiglu_alpha)
             outputs.append(F.linear(act, down, weight.down_bias[expert]))
-        return x + _Combine.apply(torch.cat(outputs), share_Tk, plan)
-
-    def _dispatch(self, chosen_Tk: Tensor, counts_E: Tensor) -> Dispatch:
-        T, k = chosen_Tk.shape
-        experts_A = chosen_Tk.reshape(-1)
-        granule = ROW_GRANULE if len(experts_A) >= ROW_GRANULE * len(counts_E) else 1
-        sizes_E = (counts_E + granule - 1) // granule * granule
-        order_A = experts_A.argsort(stable=True)
-        first_E = sizes_E.cumsum(0) - sizes_E - (counts_E.cumsum(0) - counts_E)
-        slots = torch.arange(len(order_A), device=self.device) + first_E[experts_A[order_A]]
-        slot_Tk = torch.empty_like(order_A)
-        slot_Tk[order_A] = slots
-        sizes = sizes_E.tolist()
-        token_A = order_A.new_zeros(sum(sizes))
-        token_A[slots] = order_A // k
-        return Dispatch(slot_Tk.view(T, k), token_A, sizes)
+        return x + Combine.apply(torch.cat(outputs), share_Tk, plan)
 
     def logits(self, x: Tensor, weight: Head, rows: np.ndarray) -> Tensor:
-        chosen = x if len(rows) == len(x) else x.index_select(0, self._index(rows))
+        every_row = len(rows) == len(x) and np.array_equal(rows, np.arange(len(x)))
+        chosen = x if every_row else x.index_select(0, row_indices(rows, self.device))
         normed = rms_norm(chosen, weight.norm_D, weight.dims.rms_norm_eps)
         return F.linear(normed.to(self.dtype), weight.weight_VD).to(self.residual_dtype)
 
@@ -461,9 +402,6 @@ class TorchKernels:
         return handle.detach().to("cpu", torch.float32).numpy()
 
     # ---- indices -------------------------------------------------------------------------------
-
-    def _index(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(values, np.int64)).to(self.device)
 
     def _rotation(self, positions_T: np.ndarray, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin, [T, 1, d / 2]."""
@@ -485,166 +423,18 @@ class TorchKernels:
     def _pad(self, cu_seqlens_S1: np.ndarray) -> Padding:
         """The same for every layer of a step, so the last one made is kept."""
         if self._padding is None or self._padding[0] is not cu_seqlens_S1:
-            self._padding = (cu_seqlens_S1, self._make_padding(cu_seqlens_S1))
+            self._padding = (cu_seqlens_S1, make_padding(cu_seqlens_S1, self.device))
         return self._padding[1]
-
-    def _make_padding(self, cu_seqlens_S1: np.ndarray) -> Padding:
-        lengths = np.diff(cu_seqlens_S1)
-        groups: list[Group] = []
-        sources: list[np.ndarray] = []
-        target = np.zeros(int(cu_seqlens_S1[-1]), np.int64)
-        row = 0
-        for sequences in _by_length(lengths):
-            length = int(lengths[sequences].max())
-            if length > LENGTH_GRANULE:  # decoding stays at 1
-                length = -(-length // LENGTH_GRANULE) * LENGTH_GRANULE
-            size = len(sequences) * length
-            groups.append(Group(sequences, length, slice(row, row + size)))
-            offsets = np.arange(length)
-            inside = offsets < lengths[sequences, None]
-            source = cu_seqlens_S1[sequences, None] + np.where(inside, offsets, 0)
-            sources.append(source.reshape(-1))
-            target[source[inside]] = row + np.flatnonzero(inside.reshape(-1))
-            row += size
-        return Padding(tuple(groups), self._index(np.concatenate(sources)), self._index(target))
-
-
-def _by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Non-empty sequences, sorted by length and cut where the ratio passes `PADDING_WASTE`."""
-    order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    while len(order):
-        fits = int(np.searchsorted(lengths[order], lengths[order[0]] * PADDING_WASTE, "right"))
-        yield order[:fits]
-        order = order[fits:]
-
-
-def _tiles(length: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, length, QUERY_TILE):
-        yield first, min(first + QUERY_TILE, length)
-
-
-# ---- formulas ----------------------------------------------------------------------------------
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight_D.shape, weight_D, eps)
 
 
-def apply_rope(x_Thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x_Thd.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def swiglu(hidden: Tensor, limit: float, alpha: float) -> Tensor:
-    """g · sigmoid(alpha · g) · (u + 1) of hidden [.., gates | ups]; the gate is clamped from above
-    only."""
-    gate, up = hidden.chunk(2, dim=-1)
-    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return F.silu(gate * alpha) * ((up + 1) / alpha)
-
-
-def attend(
-    q_sLHd: Tensor, k_sNKd: Tensor, v_sNKd: Tensor, sinks_H: Tensor, visible: Tensor
-) -> Tensor:
-    """Softmax attention with one sink per head; visible [L, N] or [s, L, N]; returns [s, L, H · d].
-
-    The sink is a key of zeros whose score the bias supplies, and whose value is zero.
+def from_array(array: np.ndarray) -> Tensor:
+    """The array as a tensor over the same memory. Nothing writes to weights, so that torch's
+    warning of arrays that are read-only does not apply.
     """
-    s, L, H, d = q_sLHd.shape
-    K = k_sNKd.shape[2]
-    G = H // K
-    q = q_sLHd.unflatten(2, (K, G)).permute(0, 2, 3, 1, 4).reshape(s, K, G * L, d)
-    k = F.pad(k_sNKd.permute(0, 2, 3, 1), (1, 0))  # s K d 1+N
-    v = F.pad(v_sNKd.permute(0, 2, 1, 3), (0, 0, 1, 0))  # s K 1+N d
-    bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device)
-    bias = bias.masked_fill_(~visible, -math.inf)
-    bias = bias.view(-1, 1, 1, *visible.shape[-2:]).expand(-1, K, G, -1, -1)
-    sink = sinks_H.to(q.dtype).view(1, K, G, 1, 1).expand(len(bias), -1, -1, L, -1)
-    bias = torch.cat([sink, bias], dim=-1).flatten(2, 3)
-    scores = torch.matmul(q * (1 / math.sqrt(d)), k) + bias
-    out = torch.matmul(scores.softmax(-1), v)
-    return out.unflatten(2, (G, L)).permute(0, 3, 1, 2, 4).reshape(s, L, H * d)
-
-
-def decode_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """[.., rows, groups, 16] and [.., rows, groups] uint8 → [.., rows, 32 · groups], exact."""
-    signed = (*E2M1_VALUES, *(-value for value in E2M1_VALUES))
-    table = torch.tensor(signed, dtype=dtype, device=blocks.device)
-    nibbles = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
-    exponent = scales.to(torch.int32).unsqueeze(-1) - 127
-    return torch.ldexp(table[nibbles.to(torch.int64)], exponent).flatten(-2).to(dtype)
-
-
-def expert_weight(
-    experts: Sequence[Tensor] | PackedExperts, index: int, dtype: torch.dtype, *, interleaved: bool
-) -> Tensor:
-    if not isinstance(experts, PackedExperts):
-        return experts[index]
-    weight = decode_mxfp4(experts.blocks[index], experts.scales[index], dtype)
-    return torch.cat([weight[0::2], weight[1::2]]) if interleaved else weight
-
-
-# ---- moving rows: torch's own gradient of a gather is a serial scatter-add on CPU, these are
-# gathers too ------------------------------------------------------------------------------------
-
-
-class _Pad(torch.autograd.Function):
-    """Ragged rows → padded rows. Padding repeats real rows, whose gradient it does not carry: what
-    comes out of padded rows is never used, and padded keys are never visible."""
-
-    @staticmethod
-    def forward(ctx, x, padding):  # type: ignore[override]
-        ctx.padding = padding
-        return x.index_select(0, padding.source)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        return grad.index_select(0, ctx.padding.target), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Padded rows → ragged rows; the gradient of padding is zero."""
-
-    @staticmethod
-    def forward(ctx, x, padding):  # type: ignore[override]
-        ctx.padding, ctx.rows = padding, len(x)
-        return x.index_select(0, padding.target)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        out = grad.new_zeros(ctx.rows, grad.shape[1])
-        return out.index_copy_(0, ctx.padding.target, grad), None
-
-
-class _Dispatch(torch.autograd.Function):
-    """Token rows → one row per assignment, sorted by expert."""
-
-    @staticmethod
-    def forward(ctx, x_TD, plan):  # type: ignore[override]
-        ctx.plan = plan
-        return x_TD.index_select(0, plan.token_A)
-
-    @staticmethod
-    def backward(ctx, grad_AD):  # type: ignore[override]
-        return F.embedding_bag(ctx.plan.slot_Tk, grad_AD, mode="sum"), None
-
-
-class _Combine(torch.autograd.Function):
-    """Σ_k share[t, k] · y[slot[t, k]]: a weighted bag of rows."""
-
-    @staticmethod
-    def forward(ctx, y_AD, share_Tk, plan):  # type: ignore[override]
-        ctx.save_for_backward(y_AD, share_Tk)
-        ctx.plan = plan
-        return F.embedding_bag(plan.slot_Tk, y_AD, per_sample_weights=share_Tk, mode="sum")
-
-    @staticmethod
-    def backward(ctx, grad_TD):  # type: ignore[override]
-        y_AD, share_Tk = ctx.saved_tensors
-        slot_Tk = ctx.plan.slot_Tk
-        grad_AD = grad_TD.to(y_AD.dtype).index_select(0, ctx.plan.token_A)
-        share_A = share_Tk.new_zeros(len(y_AD))  # padding has no share, hence no gradient
-        share_A[slot_Tk] = share_Tk
-        grad_share_A = torch.linalg.vecdot(grad_AD, y_AD)
-        return grad_AD * share_A[:, None], grad_share_A[slot_Tk], None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
