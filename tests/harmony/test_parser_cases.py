@@ -95,8 +95,8 @@ EXPECTED_PARALLEL: dict[str, Expected] = {
     "M04": EXPECTED["M04"] | {"T": BOTH_CALLS},
     "M55": EXPECTED["M55"] | {"T": BOTH_CALLS},
 }
-# Turns in which there is nothing to repair. M19 bends the order of the header without harm.
-CLEAN = {"V1", "V2", "V3", "V4", "V5", "M19", "M23", "M54"}
+# Turns in which there is nothing to repair.
+CLEAN = {"V1", "V2", "V3", "V4", "V5", "M23", "M54"}
 
 
 def offered(case_id: str) -> list[str]:

@@ -26,7 +26,8 @@ def test_auto_needs_nothing_but_the_core():
 
 def test_auto_takes_torch_for_what_reference_would_refuse(monkeypatch):
     assert choose_kernels(model_bytes=10**9)[0].name == "reference"
-    assert choose_kernels(model_bytes=10**9 + 1)[0].name == "torch"
+    large = choose_kernels(model_bytes=10**9 + 1)[0]
+    assert (large.name, large.cache_itemsize) == ("torch", 2)  # bfloat16
     assert choose_kernels("reference", model_bytes=10**10)[0].name == "reference"
     monkeypatch.setattr(choose, "find_spec", lambda name: None)
     assert choose_kernels(model_bytes=10**10)[0].name == "reference"

@@ -140,6 +140,8 @@ class _Reader:
                     f"{spelled.group()} is spelled out in ordinary tokens: from there the header "
                     f"is mere text and says nothing: {text[end:]}",
                 )
+        if section is not Section.AUTHOR and self._setting.has_message and not text.strip(_BLANKS):
+            self._repair(Rule.R5, f"<|{section.name.lower()}|> with nothing behind it.")
         at = self._read_author(text, end) if section is Section.AUTHOR else 0
         unknown: list[str] = []
         first = True
@@ -294,6 +296,8 @@ class _Reader:
 
     def _take_recipient(self, match: re.Match[str]) -> int:
         tools = self._setting.tools
+        if self._content_type is not None:
+            self._repair(Rule.R5, "The recipient stands behind the content type.")
         word = _RECIPIENT.match(match.group())
         assert word is not None
         written, taken = word[1], word.end()

@@ -11,7 +11,8 @@ from ossia.kernels.interface import Kernels
 
 KERNEL_SETS = {
     "reference": "numpy, float32; the specification, for models below 1 GB",
-    "torch": "PyTorch on the CPU, float32; needs pip install 'ossia[train]'",
+    "torch": "PyTorch on the CPU, float32, bfloat16 for models above 1 GB; needs pip install "
+    "'ossia[train]'",
 }
 """By name: what it is and what it needs."""
 
@@ -28,8 +29,9 @@ def choose_kernels(name: str = "auto", *, model_bytes: int = 0) -> tuple[Kernels
     """The kernels called `name`, and the reason in a few words.
 
     `auto` takes `reference`, the only set that every installation has, or for a checkpoint too
-    large for it `torch`, where that is installed. Raises UsageError for an unknown name,
-    MissingDependencyError where a package is missing.
+    large for it `torch`, where that is installed. `model_bytes` is the size of the checkpoint, 0
+    when it does not matter. Raises UsageError for an unknown name, MissingDependencyError where a
+    package is missing.
     """
     reason = "asked for by name"
     if name == "auto" and model_bytes > LARGEST_REFERENCE_BYTES and is_available("torch"):
@@ -49,7 +51,10 @@ def choose_kernels(name: str = "auto", *, model_bytes: int = 0) -> tuple[Kernels
                 )
             from ossia.kernels.torch import TorchKernels
 
-            return TorchKernels(), reason
+            # float32 would double the memory of a large model for a precision that the published
+            # implementations do not have either.
+            large = model_bytes > LARGEST_REFERENCE_BYTES
+            return TorchKernels.in_bfloat16() if large else TorchKernels(), reason
         case _:
             known = ", ".join(("auto", *KERNEL_SETS))
             raise UsageError(f"--kernels takes one of {known}; got {name!r}.")

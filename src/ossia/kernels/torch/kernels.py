@@ -137,6 +137,11 @@ class TorchKernels:
         self.routing: list[Routing] = []
         self._padding: tuple[np.ndarray, Padding] | None = None
 
+    @classmethod
+    def in_bfloat16(cls, device: str | torch.device = "cpu") -> TorchKernels:
+        """Products, keys and values in bfloat16, as the published implementations compute."""
+        return cls(device, torch.bfloat16)
+
     @property
     def cache_itemsize(self) -> int:
         return self.cache_dtype.itemsize
