@@ -129,7 +129,7 @@ def test_packed_experts_and_query_tiles_change_nothing(monkeypatch):
     assert all(check.passed for check in self_test(TorchKernels()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_decodes_mxfp4_exactly(dtype):
     rng = np.random.default_rng(0)
     # 254 and 255 overflow or are NaN in float32; mxfp4.decode's own tests cover them.
@@ -139,8 +139,8 @@ def test_decodes_mxfp4_exactly(dtype):
     found = torch_experts.decode_mxfp4(
         torch.from_numpy(packed.blocks), torch.from_numpy(packed.scales), dtype
     )
-    expected = decode(packed, np.float32 if dtype == torch.float32 else np.float64)
-    assert np.array_equal(found.numpy(), expected)
+    assert np.array_equal(found.double().numpy(), decode(packed, np.float64))
+    assert found.dtype == dtype
 
 
 # -- Gradients ------------------------------------------------------------------------------------
