@@ -64,87 +64,87 @@ class FakeHub:
         return json.dumps(entries).encode()
 
 
-def _handler(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    """Set in a subclass per hub."""
 
-        def handle(self):
-            try:
-                super().handle()
-            except ConnectionError:  # the client went away, as some tests have it
-                self.close_connection = True
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, format, *args):
-            pass
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:  # the client went away, as some tests have it
+            self.close_connection = True
 
-        def answer(self, status, body=b"", **headers):
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def log_message(self, format, *args):
+        pass
 
-        def do_HEAD(self):
-            name = unquote(urlsplit(self.path).path).removeprefix(f"/{hub.name}/resolve/{COMMIT}/")
-            sha1, sha256 = hub.hashes(name)
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{sha256 or sha1}"')
-            self.send_header("Content-Length", str(len(hub.files[name])))
-            self.end_headers()
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def do_GET(self):
-            path = unquote(urlsplit(self.path).path)
-            hub.requests.append((self.command, path, self.headers.get("Range")))
-            if match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
-                self.describe(*match.groups())
-            elif path == f"/api/models/{hub.name}/tree/{COMMIT}":
-                self.answer(200, hub.tree())
-            elif match := re.fullmatch(rf"/{hub.name}/resolve/{COMMIT}/(.+)", path):
-                self.answer(302, Location=f"{hub.url}/cdn/{match[1]}")
-            elif path.startswith("/cdn/"):
-                self.send_file(path.removeprefix("/cdn/"))
-            else:
-                self.answer(404)
+    def do_HEAD(self):
+        name = unquote(urlsplit(self.path).path).removeprefix(f"/{self.hub.name}/resolve/{COMMIT}/")
+        sha1, sha256 = self.hub.hashes(name)
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{sha256 or sha1}"')
+        self.send_header("Content-Length", str(len(self.hub.files[name])))
+        self.end_headers()
 
-        def describe(self, name, revision):
-            if name == "someone/gated":
-                self.answer(403, X_Error_Code="GatedRepo")
-            elif name != hub.name:
-                self.answer(404, X_Error_Code="RepoNotFound")
-            elif revision not in ("main", "v2", COMMIT):
-                self.answer(404, X_Error_Code="RevisionNotFound")
-            else:
-                self.answer(200, hub.model_info or hub.description())
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
+            self.describe(*match.groups())
+        elif path == f"/api/models/{self.hub.name}/tree/{COMMIT}":
+            self.answer(200, self.hub.tree())
+        elif match := re.fullmatch(rf"/{self.hub.name}/resolve/{COMMIT}/(.+)", path):
+            self.answer(302, Location=f"{self.hub.url}/cdn/{match[1]}")
+        elif path.startswith("/cdn/"):
+            self.send_file(path.removeprefix("/cdn/"))
+        else:
+            self.answer(404)
 
-        def send_file(self, name):
-            if hub.fail_with.get(name):
-                return self.answer(hub.fail_with[name].pop(0))
-            data, begin = hub.files[name], 0
-            total = len(data)
-            if name in hub.corrupt:
-                data = data[:-1] + bytes([data[-1] ^ 1])
-            asked = self.headers.get("Range")
-            if asked and not hub.ignore_ranges:
-                begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-            self.send_response(206 if begin else 200)
-            self.send_header("Content-Length", str(total - begin))
-            if begin:
-                self.send_header("Content-Range", f"bytes {begin}-{total - 1}/{total}")
-            self.end_headers()
-            end = begin + hub.cut_after.get(name, total)
-            self.wfile.write(data[begin:end])
-            if end < total:
-                self.close_connection = True
+    def describe(self, name, revision):
+        if name == "someone/gated":
+            self.answer(403, X_Error_Code="GatedRepo")
+        elif name != self.hub.name:
+            self.answer(404, X_Error_Code="RepoNotFound")
+        elif revision not in ("main", "v2", COMMIT):
+            self.answer(404, X_Error_Code="RevisionNotFound")
+        else:
+            self.answer(200, self.hub.model_info or self.hub.description())
 
-    return Handler
+    def send_file(self, name):
+        if self.hub.fail_with.get(name):
+            return self.answer(self.hub.fail_with[name].pop(0))
+        data, begin = self.hub.files[name], 0
+        total = len(data)
+        if name in self.hub.corrupt:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        asked = self.headers.get("Range")
+        if asked and not self.hub.ignore_ranges:
+            begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(total - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{total - 1}/{total}")
+        self.end_headers()
+        end = begin + self.hub.cut_after.get(name, total)
+        self.wfile.write(data[begin:end])
+        if end < total:
+            self.close_connection = True
 
 
 @contextmanager
 def serving(files, **options):
     hub = FakeHub(files, **options)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -2,8 +2,8 @@
 see.
 
 The working is what a model of two million active parameters can learn to produce: every step is a
-lookup in a table of one-digit operands or a copy from a fixed place. Numbers of a line are padded
-to one width so that the places stay put; columns go from the units up, with the carry spelled out.
+lookup in a table of one-digit operands or a copy from a fixed place. Numbers are padded to one width
+so that the places stay put; columns go from the units up, with the carry spelled out.
 """
 
 from __future__ import annotations
@@ -66,9 +66,13 @@ class Problem:
         return f"{self.a} {self.operator} {self.b}{rest}"
 
 
+WIDTH = 4
+"""Digits of every number in a line of working: enough for 99 × 99 + 99."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """One operation of the working."""
+    """One operation of the working; a product has a factor of one digit, tens included."""
 
     a: int
     operator: str
@@ -79,12 +83,7 @@ class Step:
         return _OPERATIONS[self.operator](self.a, self.b)
 
     def __str__(self) -> str:
-        return f"{self.a} {self.operator} {self.b} = {self.value}".replace("-", "−")
-
-    def spelled_out(self) -> str:
-        """With the digits worked one by one; operands of one digit need no working."""
-        if self.a < 10 and self.b < 10:
-            return str(self)
+        """The line, with the digits worked one by one."""
         match self.operator:
             case "+":
                 return _addition(self.a, self.b)
@@ -113,10 +112,9 @@ def steps(problem: Problem) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def working(problem: Problem, *, brief: bool = False) -> str:
-    """The analysis: the problem, then its steps, one a line; `brief` leaves out the digits."""
-    spelled = [str(step) if brief else step.spelled_out() for step in steps(problem)]
-    return "\n".join([str(problem), *spelled])
+def working(problem: Problem) -> str:
+    """The analysis: the problem, then its steps, one a line."""
+    return "\n".join(map(str, [problem, *steps(problem)]))
 
 
 def held_out(a: int, b: int) -> bool:
@@ -148,41 +146,39 @@ def _product(a: int, b: int) -> str:
     columns = (
         f"{units}×{digit}={low:02}, {tens}×{digit}={high:02}, {high:02}+{carry}={high + carry:02}"
     )
-    return f"{a} × {b}: {columns} → {a * b}"
+    return f"{a:02} × {b:02}: {columns} → {a * b:0{WIDTH}}"
 
 
 def _addition(a: int, b: int) -> str:
     """336 + 1440 → `0336 + 1440: 6+0=06, 3+4+0=07, 3+4+0=07, 0+1+0=01 → 1776`."""
-    width = max(len(str(a)), len(str(b)))
     columns: list[str] = []
     carry = 0
-    for x, y in _digits(a, b, width):
+    for x, y in _digits(a, b):
         carried = f"+{carry}" if columns else ""
         total = x + y + carry
         columns.append(f"{x}+{y}{carried}={total:02}")
         carry = total // 10
-    return f"{a:0{width}} + {b:0{width}}: {', '.join(columns)} → {a + b}"
+    return f"{a:0{WIDTH}} + {b:0{WIDTH}}: {', '.join(columns)} → {a + b:0{WIDTH}}"
 
 
 def _subtraction(a: int, b: int) -> str:
-    """42 − 37 → `42 − 37: 12−7=5, 04−3−1=0 → 5`, for a ≥ b.
+    """42 − 37 → `0042 − 0037: 12−7=5, 04−3−1=0, 00−0−0=0, 00−0−0=0 → 0005`, for a ≥ b.
 
     A column that has to borrow gets ten more, and the next one gives one away.
     """
-    width = len(str(a))
     columns: list[str] = []
     borrow = 0
-    for x, y in _digits(a, b, width):
+    for x, y in _digits(a, b):
         borrowed = f"−{borrow}" if columns else ""
         minuend = x + 10 * (x < y + borrow)
         columns.append(f"{minuend:02}−{y}{borrowed}={minuend - y - borrow}")
         borrow = minuend // 10
-    return f"{a:0{width}} − {b:0{width}}: {', '.join(columns)} → {a - b}"
+    return f"{a:0{WIDTH}} − {b:0{WIDTH}}: {', '.join(columns)} → {a - b:0{WIDTH}}"
 
 
-def _digits(a: int, b: int, width: int) -> Iterator[tuple[int, int]]:
+def _digits(a: int, b: int) -> Iterator[tuple[int, int]]:
     """Pairs of digits, units first."""
-    for place in range(width):
+    for place in range(WIDTH):
         yield a // 10**place % 10, b // 10**place % 10
 
 
