@@ -70,6 +70,15 @@ def test_text_prompts_make_no_control_tokens_unless_asked(llm: LLM) -> None:
     assert completion.prompt_ids == (llm.tokenizer.control.start,)
 
 
+def test_the_models_end_tokens_end_a_turn_whatever_the_sampling(llm: LLM) -> None:
+    control = llm.tokenizer.control
+    only_end = SamplingParams(temperature=0, max_tokens=9, logit_bias={control.return_: 1e9})
+    assert llm.chat("hello", sampling=only_end).token_ids == (control.return_,)
+    completion = llm.generate("hello", sampling=only_end)
+    assert completion.token_ids == (control.return_,)
+    assert completion.finish_reason is FinishReason.STOP
+
+
 def test_all_four_forms_agree(llm: LLM) -> None:
     blocking = llm.generate("abc", sampling=SHORT)
     chunks = list(llm.stream_generate("abc", sampling=SHORT))

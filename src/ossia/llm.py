@@ -10,8 +10,9 @@ import codecs
 import datetime
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -195,9 +196,10 @@ class LLM:
 
     async def achat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Turn:
         """`chat` for asynchronous callers."""
-        async for event in self.astream_chat(messages, **options):
-            if isinstance(event, TurnEnd):
-                return event.turn
+        async with aclosing(self.astream_chat(messages, **options)) as events:
+            async for event in events:
+                if isinstance(event, TurnEnd):
+                    return event.turn
         raise AssertionError("a turn ends with TurnEnd")
 
     def astream_chat(
@@ -210,13 +212,14 @@ class LLM:
         date: datetime.date | str | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
-    ) -> AsyncIterator[TurnEvent]:
+    ) -> AsyncGenerator[TurnEvent, None]:
         """`stream_chat` for asynchronous callers.
 
         `messages`: the user's text; or messages, ours or dicts with `role` and `content`; or a
         whole `Conversation`. `tools` are functions offered to the model: their calls come back in
-        `Turn.tool_calls`, nothing is run. `sampling` defaults to `default_sampling`; `stop` are
-        strings before which the answer (not the reasoning) ends.
+        `Turn.tool_calls`, nothing is run. `sampling` defaults to `default_sampling`; its stop
+        tokens come on top of the model's own. `stop` are strings before which the answer (not the
+        reasoning) ends.
 
         Raises ConversationError for what cannot be rendered, RequestError for what the engine
         refuses, such as a prompt longer than the context.
@@ -228,7 +231,7 @@ class LLM:
             self._engine,
             self.tokenizer,
             conversation,
-            sampling=sampling or self.default_sampling,
+            sampling=self._sampling(sampling),
             stop=stop,
         )
 
@@ -246,9 +249,10 @@ class LLM:
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Completion:
         """`generate` for asynchronous callers."""
-        async for chunk in self.astream_generate(prompt, **options):
-            if chunk.completion is not None:
-                return chunk.completion
+        async with aclosing(self.astream_generate(prompt, **options)) as chunks:
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    return chunk.completion
         raise AssertionError("a completion's last chunk carries it whole")
 
     async def astream_generate(
@@ -258,7 +262,7 @@ class LLM:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         control_tokens: bool = False,
-    ) -> AsyncIterator[CompletionChunk]:
+    ) -> AsyncGenerator[CompletionChunk, None]:
         """`stream_generate` for asynchronous callers.
 
         `prompt`: token ids, or text. Spellings of control tokens in a text are mere text unless
@@ -272,7 +276,7 @@ class LLM:
         request = Request(
             request_id=f"generate-{uuid.uuid4().hex}",
             prompt_ids=tuple(prompt),
-            sampling=sampling or self.default_sampling,
+            sampling=self._sampling(sampling),
         )
         collector = _CompletionCollector(self.tokenizer, request, stop)
         stream = self._engine.generate(request)
@@ -283,6 +287,13 @@ class LLM:
                     return
         finally:
             await stream.aclose()
+
+    def _sampling(self, given: SamplingParams | None) -> SamplingParams:
+        """As given, and the model's own end tokens end it in any case."""
+        if given is None:
+            return self.default_sampling
+        stop_ids = {*given.stop_token_ids, *self.default_sampling.stop_token_ids}
+        return replace(given, stop_token_ids=tuple(sorted(stop_ids)))
 
     # -- Life ----------------------------------------------------------------------------------
 
