@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ossia.cli import options
+from ossia.cli import options, terminal
 from ossia.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def chat(
     if effort not in set(Effort):
         raise UsageError(f"--effort takes low, medium or high; got {effort!r}.")
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = terminal.read_all()
     from ossia.cli.chat_session import ChatSession
 
     with options.load_model(

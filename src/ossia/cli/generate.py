@@ -98,7 +98,7 @@ def generate(
 
 
 def _read_prompt(prompt: str) -> str:
-    return sys.stdin.read() if prompt == "-" else prompt
+    return terminal.read_all() if prompt == "-" else prompt
 
 
 def _parse_tokens(text: str) -> list[int]:

@@ -28,6 +28,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def read_all() -> str:
+    """Standard input to its end. UTF-8 whatever the locale; raises UnicodeDecodeError."""
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
 def begin_style(*, dim: bool) -> None:
     """Dim what follows, on terminals that have styles (NO_COLOR and TERM=dumb are respected)."""
     if dim and _has_styles():
