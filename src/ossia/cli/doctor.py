@@ -200,8 +200,8 @@ def _test_kernels(kernels: Kernels) -> Iterator[Finding]:
         yield Finding(
             "self-test",
             Status.OK,
-            f"{kernels.name} passes {len(checks)} checks in float32; largest error {largest:.1e} of "
-            f"the logits' range, allowed is {checks[0].tolerance:.0e}",
+            f"{kernels.name} passes {len(checks)} checks in float32; largest error {largest:.1e} "
+            f"of the logits' range, allowed is {checks[0].tolerance:.0e}",
         )
 
 
