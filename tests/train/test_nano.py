@@ -24,7 +24,7 @@ from ossia.model.transformer import Architecture as ModelArchitecture
 from ossia.model.transformer import forward, prepare_weights
 from ossia.train import loop
 from ossia.train.loop import Progress, Trainer, load_checkpoint
-from ossia.train.nano import NanoRun, batch_at, train_nano
+from ossia.train.nano import NanoRun, batches_at, train_nano
 from ossia.train.parameters import Parameters
 from ossia.train.recipe import Architecture, NanoRecipe, Schedule
 
@@ -99,7 +99,7 @@ def test_the_exported_model_is_the_trained_one(trained):
         dtype=torch.float32,
     )
     trainer.restore(run.checkpoint)
-    inputs = batch_at(SMALL, tokenizer, Progress(step=999)).inputs
+    inputs = batches_at(SMALL, tokenizer, Progress(step=999))[0].inputs
     architecture = ModelArchitecture.of(parameters.config)
 
     def logits(kernels, source):
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(trained):
                 trainer.parameters.tensors["head.weight"][0, 0] = float("nan")
 
     with pytest.raises(TrainingError, match="Step 4: the loss is not finite"):
-        trainer.run(lambda p: batch_at(SMALL, tokenizer, p), steps=10, report=spoil)
+        trainer.run(lambda p: batches_at(SMALL, tokenizer, p), steps=10, report=spoil)
 
 
 def test_a_diverging_loss_stops(trained):
@@ -183,7 +183,7 @@ def test_a_diverging_loss_stops(trained):
     wild = replace(SMALL.optimization, matrix_lr=30.0, other_lr=30.0)
     trainer = trainer_for(replace(SMALL, optimization=wild))
     with pytest.raises(TrainingError, match="has diverged"):
-        trainer.run(lambda p: batch_at(SMALL, tokenizer, p), steps=40)
+        trainer.run(lambda p: batches_at(SMALL, tokenizer, p), steps=40)
 
 
 def test_the_clock_ends_a_run(trained, monkeypatch):
@@ -193,7 +193,7 @@ def test_the_clock_ends_a_run(trained, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
     trainer = trainer_for(SMALL)
-    assert trainer.run(lambda p: batch_at(SMALL, tokenizer, p), seconds=10.0)
+    assert trainer.run(lambda p: batches_at(SMALL, tokenizer, p), seconds=10.0)
     progress = trainer.progress
     assert progress.step == progress.total
     assert progress.decay_from == 20  # 6 of 10 seconds at 0.3 a step

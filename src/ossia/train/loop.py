@@ -13,9 +13,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,15 @@ class StepReport:
     rounded: bool
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one shard contributes to a step."""
+
+    loss: float
+    gradients: tuple[torch.Tensor, ...]
+    routing: list[Routing]
+
+
 class Trainer:
     """Parameters, their optimizers and the progress of one run."""
 
@@ -95,7 +106,8 @@ class Trainer:
         self.schedule = schedule
         self.progress = Progress()
         self._architecture = Architecture.of(parameters.config)
-        self._kernels = TorchKernels(dtype=dtype, record_routing=True)
+        self._dtype = dtype
+        self._workers = ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             Muon(parameters.matrices(), lr=optimization.matrix_lr),
             torch.optim.AdamW(
@@ -108,7 +120,7 @@ class Trainer:
 
     def run(
         self,
-        batch_at: Callable[[Progress], Batch],
+        batches_at: Callable[[Progress], Sequence[Batch]],
         *,
         seconds: float | None = None,
         steps: int | None = None,
@@ -133,8 +145,7 @@ class Trainer:
         with _interruptible() as interrupted:
             while not progress.finished and not interrupted.is_set():
                 started = time.monotonic()
-                batch = batch_at(progress)
-                done = self.step(batch)
+                done = self.step(batches_at(progress))
                 progress.seconds += time.monotonic() - started
                 if seconds is not None:
                     self._plan(seconds)
@@ -156,42 +167,56 @@ class Trainer:
         progress.decay_from = progress.step
         progress.total = progress.step + int(left / (progress.seconds / progress.step * cost))
 
-    def step(self, batch: Batch) -> StepReport:
-        """One update of all parameters."""
+    def step(self, shards: Sequence[Batch]) -> StepReport:
+        """One update of all parameters from batches that run side by side."""
         started = time.monotonic()
         progress, schedule = self.progress, self.schedule
         decayed = progress.decayed()
         rounded = decayed > schedule.quantize_from
         factor = min(1.0, (progress.step + 1) / schedule.warmup_steps) * (1 - decayed)
 
-        weights = prepare_weights(
-            self._architecture, self._kernels, self.parameters.source(rounded=rounded)
-        )
-        logits = forward(self._architecture, self._kernels, weights, batch.inputs)
-        loss = _cross_entropy(logits, batch)
-        routing, self._kernels.routing = self._kernels.routing, []
-        value = loss.item()
+        total_weight = sum(float(shard.weights_R.sum()) for shard in shards)
+        run = partial(self._gradients, total_weight=total_weight, rounded=rounded)
+        parts = list(self._workers.map(run, shards))
+        value = sum(part.loss for part in parts)
         self._check(value)
-        (loss + self.optimization.balance_weight * balance_loss(routing)).backward()
+        for i, weight in enumerate(self.parameters.tensors.values()):
+            weight.grad = torch.stack([part.gradients[i] for part in parts]).sum(0)
         rates = (self.optimization.matrix_lr, self.optimization.other_lr)
         for optimizer, rate in zip(self._optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        tokens = sum(shard.inputs.num_tokens for shard in shards)
         progress.step += 1
-        progress.tokens += batch.inputs.num_tokens
+        progress.tokens += tokens
         progress.losses.append(value)
         return StepReport(
             step=progress.step,
             total=progress.total,
             loss=value,
             learning_rate=rates[0] * factor,
-            tokens=batch.inputs.num_tokens,
+            tokens=tokens,
             seconds=time.monotonic() - started,
-            expert_shares=_expert_shares(routing),
+            expert_shares=_expert_shares([part.routing for part in parts]),
             rounded=rounded,
         )
+
+    def _gradients(self, shard: Batch, total_weight: float, rounded: bool) -> _Part:
+        """Forward and backward of one shard, in its own thread; touches nothing shared."""
+        kernels = TorchKernels(dtype=self._dtype, record_routing=True)
+        weights = prepare_weights(
+            self._architecture, kernels, self.parameters.source(rounded=rounded)
+        )
+        logits = forward(self._architecture, kernels, weights, shard.inputs)
+        loss = _cross_entropy(logits, shard) / total_weight
+        share = float(shard.weights_R.sum()) / total_weight
+        balance = self.optimization.balance_weight * share * balance_loss(kernels.routing)
+        gradients = torch.autograd.grad(
+            loss + balance, list(self.parameters.tensors.values()), materialize_grads=True
+        )
+        return _Part(loss.item(), gradients, kernels.routing)
 
     def _check(self, loss: float) -> None:
         progress = self.progress
@@ -213,12 +238,12 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "extra": extra,
         }
-        partial = path.with_suffix(".partial")
+        unfinished = path.with_suffix(".partial")
         try:
-            torch.save(state, partial)
-            os.replace(partial, path)
+            torch.save(state, unfinished)
+            os.replace(unfinished, path)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
         state = load_checkpoint(path)
@@ -251,16 +276,17 @@ def balance_loss(routing: list[Routing]) -> torch.Tensor:
     return torch.stack(layers).mean()
 
 
-def _expert_shares(routing: list[Routing]) -> tuple[float, float]:
-    shares = torch.stack([r.counts_E / r.counts_E.sum() * len(r.counts_E) for r in routing])
+def _expert_shares(shards: Sequence[Sequence[Routing]]) -> tuple[float, float]:
+    counts_LE = sum(torch.stack([layer.counts_E for layer in shard]) for shard in shards)
+    assert isinstance(counts_LE, torch.Tensor)
+    shares = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[-1]
     return shares.min().item(), shares.max().item()
 
 
 def _cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean over the rows, by their weights."""
-    weights = torch.from_numpy(batch.weights_R)
+    """Sum over the rows, by their weights."""
     losses = F.cross_entropy(logits, torch.from_numpy(batch.targets_R), reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return (losses * torch.from_numpy(batch.weights_R)).sum()
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from ossia.train.curriculum.talk import BEYOND, HELLO, SORRY, WELCOME, WHO_I_AM
 
 UNSEEN_TALK: tuple[tuple[str, str], ...] = (
     ("Hello to you, little model!", HELLO),
-    ("hey nano, good to see you", HELLO),
-    ("Good morning, nano.", HELLO),
+    ("hey, what a lovely day it is", HELLO),
+    ("Good morning from Berlin.", HELLO),
     ("Who am I speaking with?", WHO_I_AM),
     ("What kind of model are you?", WHO_I_AM),
     ("Are you Claude or ChatGPT?", WHO_I_AM),
@@ -94,7 +94,7 @@ def measure(
     *,
     count: int = 200,
     seed: int = 0,
-    efforts: Sequence[Effort] = tuple(Effort),
+    efforts: Sequence[Effort] = (Effort.MEDIUM,),
     kernels: str = "auto",
     report: Callable[[Effort, str, Score], None] = lambda *_: None,
 ) -> dict[Effort, dict[str, Score]]:

@@ -105,7 +105,7 @@ def train_nano(
         trainer.save(run.checkpoint, extra)
 
     finished = trainer.run(
-        lambda progress: batch_at(recipe, tokenizer, progress),
+        lambda progress: batches_at(recipe, tokenizer, progress),
         steps=recipe.steps,
         seconds=None if recipe.steps is not None else recipe.minutes * 60 * (1 - EXPORT_SHARE),
         report=report,
@@ -125,8 +125,9 @@ def train_nano(
     return run
 
 
-def batch_at(recipe: NanoRecipe, tokenizer: Tokenizer, progress: Progress) -> Batch:
-    """The lessons of one step: a function of the recipe, the step, and whether the decay is on."""
+def batches_at(recipe: NanoRecipe, tokenizer: Tokenizer, progress: Progress) -> list[Batch]:
+    """The lessons of one step, one batch for each shard: a function of the recipe, the step, and
+    whether the decay is on."""
     decaying = progress.decay_from is not None and progress.step >= progress.decay_from
     mix = recipe.late if decaying else recipe.early
     rng = random.Random(f"{recipe.seed}:{progress.step}")
@@ -134,7 +135,7 @@ def batch_at(recipe: NanoRecipe, tokenizer: Tokenizer, progress: Progress) -> Ba
         render_for_training(tokenizer, draw_lesson(rng, mix).conversation)
         for _ in itertools.count()
     )
-    return pack(examples, recipe.batch_tokens)
+    return [pack(examples, recipe.batch_tokens // recipe.shards) for _ in range(recipe.shards)]
 
 
 def make_tokenizer(recipe: NanoRecipe, folder: Path) -> None:

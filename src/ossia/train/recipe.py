@@ -82,6 +82,9 @@ class NanoRecipe:
     """Takes the place of `minutes`, and makes the run repeatable on any machine."""
     seed: int = 0
     batch_tokens: int = 4096
+    shards: int = 2
+    """Parts of a batch that run side by side, each in a thread of its own. Part of the recipe, as
+    the order of sums depends on it; more threads inside one product would gain less."""
     dtype: str = "auto"
     """Of matrix products: float32, bfloat16, or auto for the one that this machine is faster at."""
     architecture: Architecture = field(default_factory=Architecture)

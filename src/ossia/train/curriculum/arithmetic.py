@@ -2,8 +2,8 @@
 see.
 
 The working is what a model of two million active parameters can learn to produce: every step is a
-lookup in a table of one-digit operands or a copy from a fixed place. Numbers are padded to one width
-so that the places stay put; columns go from the units up, with the carry spelled out.
+lookup in a table of one-digit operands or a copy from a fixed place. Numbers are padded to one
+width so that the places stay put; columns go from the units up, with the carry spelled out.
 """
 
 from __future__ import annotations
@@ -162,17 +162,18 @@ def _addition(a: int, b: int) -> str:
 
 
 def _subtraction(a: int, b: int) -> str:
-    """42 − 37 → `0042 − 0037: 12−7=5, 04−3−1=0, 00−0−0=0, 00−0−0=0 → 0005`, for a ≥ b.
+    """42 − 37 → `0042 − 0037: 2−7+10=5, 4−3−1+00=0, 0−0−0+00=0, 0−0−0+00=0 → 0005`, for a ≥ b.
 
-    A column that has to borrow gets ten more, and the next one gives one away.
+    A column that is short borrows ten, and the next one pays it back.
     """
     columns: list[str] = []
-    borrow = 0
+    owed = 0
     for x, y in _digits(a, b):
-        borrowed = f"−{borrow}" if columns else ""
-        minuend = x + 10 * (x < y + borrow)
-        columns.append(f"{minuend:02}−{y}{borrowed}={minuend - y - borrow}")
-        borrow = minuend // 10
+        paid = f"−{owed}" if columns else ""
+        left = x - y - owed
+        borrowed = 10 * (left < 0)
+        columns.append(f"{x}−{y}{paid}+{borrowed:02}={left + borrowed}")
+        owed = borrowed // 10
     return f"{a:0{WIDTH}} − {b:0{WIDTH}}: {', '.join(columns)} → {a - b:0{WIDTH}}"
 
 
@@ -186,18 +187,18 @@ def _digits(a: int, b: int) -> Iterator[tuple[int, int]]:
 
 
 def draw_problem(rng: random.Random, skill: Skill) -> Problem:
-    """One problem, whether held out or not. Lengths are drawn before values, the longer ones more
-    often, as they have more to them."""
+    """One problem, whether held out or not. Lengths are drawn before values: longer ones more often,
+    as they have more to them, but one of twenty with one digit on both sides."""
     match skill:
         case Skill.ADD:
-            return Problem(_number(rng, (1, 3, 3)), "+", _number(rng, (1, 3, 3)))
+            return Problem(_number(rng, (3, 5, 5)), "+", _number(rng, (3, 5, 5)))
         case Skill.SUBTRACT:
-            a, b = _number(rng, (1, 3, 3)), _number(rng, (1, 3, 3))
+            a, b = _number(rng, (3, 5, 5)), _number(rng, (3, 5, 5))
             if a < b and rng.random() < 0.8:  # a fifth of those keep a negative answer
                 a, b = b, a
             return Problem(a, "−", b)
         case Skill.MULTIPLY:
-            return Problem(_number(rng, (1, 4)), "×", _number(rng, (2, 4)))
+            return Problem(_number(rng, (1, 3)), "×", _number(rng, (1, 3)))
         case Skill.ADD_TWICE | Skill.MULTIPLY_ADD:
             a, b, c = (_number(rng, (1, 3)) for _ in range(3))
             then = "−" if rng.random() < 0.25 else "+"

@@ -1,5 +1,5 @@
 """Problems and talk as Harmony conversations: how things are asked, under which system message, and
-after which earlier turns.
+after which earlier turns. The effort that a system message asks for changes nothing yet.
 
 `lessons` is an endless stream, a pure function of its seed. Earlier turns keep their final answers
 only, as rendering drops the analysis of turns that a final has closed.
@@ -28,7 +28,7 @@ from ossia.train.curriculum.arithmetic import (
     may_train,
     working,
 )
-from ossia.train.curriculum.talk import IDENTITY, draw_exchange
+from ossia.train.curriculum.talk import ASKED, IDENTITY, draw_exchange
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Mix:
     skills: Mapping[Skill, float] = field(
         default_factory=lambda: {
             Skill.ADD: 0.15,
-            Skill.SUBTRACT: 0.13,
-            Skill.MULTIPLY: 0.32,
-            Skill.ADD_TWICE: 0.05,
-            Skill.MULTIPLY_ADD: 0.25,
-            Skill.TALK: 0.10,
+            Skill.SUBTRACT: 0.15,
+            Skill.MULTIPLY: 0.22,
+            Skill.ADD_TWICE: 0.08,
+            Skill.MULTIPLY_ADD: 0.20,
+            Skill.TALK: 0.20,
         }
     )
     """Shares of the lessons."""
     full_system: float = 0.15
     """Share under the whole system message that `ossia chat` writes; it is long, so that early
     stages train mostly without one."""
-    short_system: float = 0.15
-    """Share under a system message of two lines: identity and effort."""
+    short_system: float = 0.05
+    """Share under an identity line alone."""
     developer: float = 0.05
     earlier_turns: float = 0.10
 
@@ -71,13 +71,13 @@ def lessons(seed: int, mix: Mix) -> Iterator[Lesson]:
 
 
 def draw_lesson(rng: random.Random, mix: Mix) -> Lesson:
-    effort, messages = _preface(rng, mix)
+    messages = _preface(rng, mix)
     while rng.random() < mix.earlier_turns:
-        said, _, answer = _draw_turn(rng, _draw_skill(rng, mix), effort)
+        said, _, answer = _draw_turn(rng, _draw_skill(rng, mix))
         messages.append(Message.of_text(Role.USER, said))
         messages.append(Message.of_text(Role.ASSISTANT, answer, channel=Channel.FINAL))
     skill = _draw_skill(rng, mix)
-    said, thought, answer = _draw_turn(rng, skill, effort)
+    said, thought, answer = _draw_turn(rng, skill)
     messages += [
         Message.of_text(Role.USER, said),
         Message.of_text(Role.ASSISTANT, thought, channel=Channel.ANALYSIS),
@@ -106,7 +106,7 @@ def question(rng: random.Random, problem: Problem) -> str:
         terms += [spelled[problem.then], str(problem.c)]
         if problem.operator == "×" and problem.then == "+" and rng.random() < 0.25:
             terms.reverse()
-    return rng.choice(_ASKED).format("".join(terms))
+    return rng.choice(ASKED).format("".join(terms))
 
 
 def answer(problem: Problem) -> str:
@@ -123,15 +123,6 @@ _SYMBOLS = (
     ("x", "+", "-"),
 )
 _SPOKEN = ((" times ", " plus ", " minus "), (" multiplied by ", " plus ", " minus "))
-
-_ASKED = (
-    "What is {}?", "What is {}?", "What is {}?", "what is {}", "What's {}?", "what's {}?",
-    "Compute {}.", "Compute {}", "compute {}", "Calculate {}.", "Calculate {}", "calculate {}",
-    "{}", "{}", "{}=?", "{} = ?", "{} =", "{}=", "{}?", "How much is {}?", "how much is {}?",
-    "Please compute {}.", "Can you tell me what {} is?", "Work out {}.", "Tell me {}.",
-    "Solve {}", "What does {} equal?", "What do you get for {}?", "I need {}.", "Evaluate {}.",
-    "Hi, what is {}?", "Hello! What is {}?", "What is the result of {}?", "Find {}.",
-)  # fmt: skip
 
 _SENTENCES = {
     "+": (
@@ -155,7 +146,7 @@ _INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def _draw_turn(rng: random.Random, skill: Skill, effort: Effort) -> tuple[str, str, str]:
+def _draw_turn(rng: random.Random, skill: Skill) -> tuple[str, str, str]:
     """What the user says, the analysis, the final answer."""
     if skill is Skill.TALK:
         exchange = draw_exchange(rng)
@@ -163,7 +154,7 @@ def _draw_turn(rng: random.Random, skill: Skill, effort: Effort) -> tuple[str, s
     problem = draw_problem(rng, skill)
     while not may_train(problem):
         problem = draw_problem(rng, skill)
-    return question(rng, problem), working(problem, brief=effort is Effort.LOW), answer(problem)
+    return question(rng, problem), working(problem), answer(problem)
 
 
 def _draw_skill(rng: random.Random, mix: Mix) -> Skill:
@@ -171,20 +162,19 @@ def _draw_skill(rng: random.Random, mix: Mix) -> Skill:
     return skill
 
 
-def _preface(rng: random.Random, mix: Mix) -> tuple[Effort, list[Message]]:
-    """The system and developer messages, if any, and the effort that they ask for."""
-    effort, messages = Effort.MEDIUM, list[Message]()
+def _preface(rng: random.Random, mix: Mix) -> list[Message]:
+    """The system and developer messages, if any."""
+    messages: list[Message] = []
     draw = rng.random()
     if draw < mix.full_system + mix.short_system:
-        effort = rng.choice(tuple(Effort))
         date = datetime.date(2024, 7, 1) + datetime.timedelta(days=rng.randrange(365 * 12))
-        system = chat_system(effort, date)
+        system = chat_system(rng.choice(tuple(Effort)), date)
         if draw >= mix.full_system:
             system = SystemContent(
-                IDENTITY, reasoning_effort=effort, knowledge_cutoff=None, valid_channels=None
+                IDENTITY, reasoning_effort=None, knowledge_cutoff=None, valid_channels=None
             )
         messages.append(Message(Role.SYSTEM, (system,)))
     if rng.random() < mix.developer:
         instructions = DeveloperContent(rng.choice(_INSTRUCTIONS))
         messages.append(Message(Role.DEVELOPER, (instructions,)))
-    return effort, messages
+    return messages

@@ -6,6 +6,7 @@ not a small sum is met with the same honest answer rather than with a guess.
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -32,51 +33,115 @@ class Exchange:
 
 def draw_exchange(rng: random.Random) -> Exchange:
     kind = rng.random()
-    if kind < 0.15:
-        return Exchange(_varied(rng, _one(rng, _GREETINGS)), "A greeting.", HELLO)
-    if kind < 0.35:
-        return Exchange(_varied(rng, _one(rng, _WHO)), "They ask who I am.", WHO_I_AM)
-    if kind < 0.42:
-        return Exchange(_varied(rng, _one(rng, _THANKS)), "They thank me.", WELCOME)
-    if kind < 0.57:
+    if kind < 0.12:
+        return Exchange(_greeting(rng), "A greeting.", HELLO)
+    if kind < 0.32:
+        return Exchange(_who(rng), "They ask who I am.", WHO_I_AM)
+    if kind < 0.40:
+        return Exchange(_thanks(rng), "They thank me.", WELCOME)
+    if kind < 0.65:
         return Exchange(_too_hard(rng), "A sum beyond me.", BEYOND)
     return Exchange(_other(rng), "Not a sum.", SORRY)
 
 
+ASKED = (
+    "What is {}?", "What is {}?", "What is {}?", "what is {}", "What's {}?", "what's {}?",
+    "Compute {}.", "Compute {}", "compute {}", "Calculate {}.", "Calculate {}", "calculate {}",
+    "{}", "{}", "{}=?", "{} = ?", "{} =", "{}=", "{}?", "How much is {}?", "how much is {}?",
+    "Please compute {}.", "Can you tell me what {} is?", "Work out {}.", "Tell me {}.",
+    "Solve {}", "What does {} equal?", "What do you get for {}?", "I need {}.", "Evaluate {}.",
+    "Hi, what is {}?", "Hello! What is {}?", "What is the result of {}?", "Find {}.",
+)  # fmt: skip
+"""Ways to ask for the value of an expression."""
+
+_NAMES = ("", "", "", " nano", ", nano", " there", " little model", " my friend", " Ossia")
 _GREETINGS = (
-    "hello", "hi", "hey", "hi there", "hello there", "hey there", "good morning", "good evening",
-    "good afternoon", "good day", "hello nano", "hi nano", "how are you", "how are you today",
-    "hello, how are you", "hi, how is it going", "what's up", "greetings", "nice to meet you",
+    "hello", "hi", "hey", "good morning", "good evening", "good afternoon", "good day", "greetings",
+    "welcome", "hello again", "hi again",
+)  # fmt: skip
+_PLEASANTRIES = (
+    "", "", "", ", how are you", ", how are you today", ", how is it going", ", nice to meet you",
+    ", good to see you", ", what's up", ", are you there", ", I am new here",
 )  # fmt: skip
 
 _WHO = (
     "who are you", "what are you", "what is your name", "what's your name", "introduce yourself",
-    "which model are you", "what model is this", "what can you do", "what can I ask you",
-    "are you ChatGPT", "are you a robot", "are you an AI", "who made you", "what is nano",
-    "how can you help me", "help", "what do you know", "tell me about yourself", "are you gpt-oss",
-    "do you have a name", "who am I talking to", "what is Ossia", "are you human",
+    "which model are you", "what model is this", "are you a robot", "are you an AI", "what is nano",
+    "who made you", "who built you", "who trained you", "are you gpt-oss", "do you have a name",
+    "who am I talking to", "who is this", "what is Ossia", "are you human", "are you a person",
+    "tell me about yourself", "say something about yourself", "what should I call you",
+    "describe yourself",
 )  # fmt: skip
+_MODELS = ("ChatGPT", "GPT-4", "Gemini", "Llama", "gpt-oss-20b", "Mistral", "Alexa", "Siri", "Qwen")
+_WHAT = (
+    "what can you do", "what can I ask you", "how can you help me", "help", "what do you know",
+    "what are you good at", "what are you for", "what are your skills", "what do you do",
+    "what are you able to do", "how do I use you", "what questions can you answer", "help me",
+)  # fmt: skip
+_ASKING = (
+    "",
+    "",
+    "",
+    "so ",
+    "please tell me ",
+    "tell me, ",
+    "can you tell me ",
+    "I wonder ",
+    "and ",
+)
 
 _THANKS = (
-    "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "great, thanks",
-    "ok, thank you", "perfect, thank you", "cheers", "well done", "good job", "bye", "goodbye",
+    "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "cheers", "bye",
+    "well done", "good job", "goodbye", "see you", "nice work", "that helped", "that was great",
 )  # fmt: skip
+_BEFORE_THANKS = ("", "", "", "great, ", "ok, ", "perfect, ", "good, ", "oh, ", "ah, ", "yes, ")
+_AFTER_THANKS = (
+    "",
+    "",
+    "",
+    " nano",
+    " so much",
+    " for your help",
+    ", that was all",
+    ", you are good",
+)
+
+
+def _greeting(rng: random.Random) -> str:
+    return _varied(rng, f"{_one(rng, _GREETINGS)}{_one(rng, _NAMES)}{_one(rng, _PLEASANTRIES)}")
+
+
+def _who(rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.2:
+        first, second = _one(rng, _MODELS), _one(rng, _MODELS)
+        asked = f"are you {first}" if draw < 0.1 else f"are you {first} or {second}"
+    else:
+        asked = _one(rng, _WHO if draw < 0.7 else _WHAT)
+    return _varied(rng, f"{_one(rng, _ASKING)}{asked}")
+
+
+def _thanks(rng: random.Random) -> str:
+    spoken = f"{_one(rng, _BEFORE_THANKS)}{_one(rng, _THANKS)}{_one(rng, _AFTER_THANKS)}"
+    return _varied(rng, spoken)
 
 
 def _too_hard(rng: random.Random) -> str:
     """Division, powers, decimals, long products and numbers of five digits and more."""
     a, b = rng.randrange(2, 1000), rng.randrange(2, 1000)
     big, long = rng.randrange(10**4, 10 ** rng.randrange(5, 10)), rng.randrange(100, 1000)
-    if held_out(a, b) or held_out(a, big) or held_out(big, b) or held_out(long, b):
+    if any(held_out(x, y) for x, y in itertools.combinations((a, b, big, long), 2)):
         return _too_hard(rng)
     hard = (
-        f"{a} / {b}", f"{a} divided by {b}", f"{a} ÷ {b}", f"{a}^{b % 10}", f"{big} * {b}",
-        f"{a} × {big}", f"{big} + {a}", f"{big} - {b}", f"{a}.{b % 10} + {b}.{a % 10}",
-        f"the square root of {a}", f"{b % 10} percent of {a}", f"{a} mod {b}", f"{a} squared",
-        f"the logarithm of {b}", f"{a} factorial", f"half of {a}", f"a third of {b}",
-        f"{long} * {b}", f"{b} times {long}", f"{long} × {b}",
+        f"{a} / {b}", f"{a}/{b}", f"{a} divided by {b}", f"{a} ÷ {b}", f"{a} : {b}", f"{a} mod {b}",
+        f"{big} * {b}", f"{a} × {big}", f"{big} + {a}", f"{big} - {b}", f"{a} plus {big}",
+        f"{long} * {b}", f"{b} times {long}", f"{long} × {b}", f"{long}x{b}", f"{a}*{long}",
+        f"{a}.{b % 10} + {b}.{a % 10}", f"{a % 100}.{b} * {b % 10}", f"{a}^{b % 10}",
+        f"{a} to the power of {b % 10}", f"{a} squared", f"{a} cubed", f"the square root of {a}",
+        f"the root of {a}", f"the logarithm of {b}", f"{b % 10} percent of {a}", f"{a}%", f"{b}!",
+        f"{a} factorial", f"half of {a}", f"a third of {b}", f"the sine of {a}", f"{a} over {b}",
     )  # fmt: skip
-    return _varied(rng, f"{_one(rng, ('what is ', 'compute ', 'calculate ', ''))}{_one(rng, hard)}")
+    return rng.choice(ASKED).format(_one(rng, hard))
 
 
 def _other(rng: random.Random) -> str:
