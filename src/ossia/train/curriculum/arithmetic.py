@@ -187,8 +187,8 @@ def _digits(a: int, b: int) -> Iterator[tuple[int, int]]:
 
 
 def draw_problem(rng: random.Random, skill: Skill) -> Problem:
-    """One problem, whether held out or not. Lengths are drawn before values: longer ones more often,
-    as they have more to them, but one of twenty with one digit on both sides."""
+    """One problem, whether held out or not. Lengths are drawn before values: the longer ones more
+    often, as they have more to them, but about one in twenty has one digit on both sides."""
     match skill:
         case Skill.ADD:
             return Problem(_number(rng, (3, 5, 5)), "+", _number(rng, (3, 5, 5)))
