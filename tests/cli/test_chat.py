@@ -13,7 +13,7 @@ import pytest
 from checkpoints import TINY
 from ossia.cli import terminal
 from ossia.cli.chat_session import ChatSession
-from ossia.errors import EngineError
+from ossia.errors import EngineError, RequestError
 from ossia.harmony.messages import Conversation, Effort
 from ossia.harmony.render import render_for_completion
 from ossia.llm import LLM, ModelCard
@@ -203,3 +203,17 @@ def test_a_failing_engine_is_one_sentence(
     chat, _ = session(engine=Broken())
     talk(chat, monkeypatch, ["hi"])
     assert capsys.readouterr().err == "error: The engine has stopped: out of paper\n"
+
+
+def test_a_conversation_that_outgrows_the_context_is_told_of_reset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(ScriptedEngine):
+        async def generate(self, request):
+            raise RequestError("The prompt has 9 tokens; the context holds 8.")
+            yield
+
+    chat, _ = session(engine=Full())
+    talk(chat, monkeypatch, ["hi"])
+    error = capsys.readouterr().err
+    assert error == "error: The prompt has 9 tokens; the context holds 8. /reset begins anew.\n"

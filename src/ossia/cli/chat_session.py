@@ -24,7 +24,7 @@ from ossia.agent.events import (
 )
 from ossia.cli import terminal
 from ossia.engine.request import SamplingParams
-from ossia.errors import EngineError, OssiaError
+from ossia.errors import EngineError, OssiaError, RequestError
 from ossia.harmony.messages import Conversation, Effort, Message, Role, SystemContent
 from ossia.llm import LLM
 
@@ -94,7 +94,9 @@ class ChatSession:
                 print("\n(stopped; this turn is not kept)", file=sys.stderr)
             except (OssiaError, OSError) as error:
                 terminal.end_style()
-                print(f"error: {error}", file=sys.stderr)
+                # What the engine refuses here is a conversation that has outgrown the context.
+                hint = " /reset begins anew." if isinstance(error, RequestError) else ""
+                print(f"error: {error}{hint}", file=sys.stderr)
 
     def _command(self, line: str) -> bool:
         """Carry out a /command; False means leave."""
