@@ -186,6 +186,11 @@ def test_generate_refuses_what_no_model_can_read(llm: LLM) -> None:
         llm.generate([])
 
 
+def test_a_bias_that_is_no_number_is_refused() -> None:
+    with pytest.raises(RequestError, match="logit_bias must hold numbers"):
+        SamplingParams(logit_bias={3: float("nan")})
+
+
 def test_unknown_models_and_kernels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="ossia pull"):
         ossia.load("openai/gpt-oss-20b-that-nobody-has")

@@ -118,6 +118,18 @@ def test_generate_on_the_rendered_prompt_gives_the_tokens_of_chat() -> None:
     assert all(len(entry["top_logprobs"]) == 2 for entry in again["logprobs"])
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_failed_completion_is_a_failed_command(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no memory for this step")
+
+    monkeypatch.setattr("ossia.kernels.reference.ReferenceKernels.moe", broken)
+    assert run(["generate", "--prompt", "x", "--max-tokens", "2", *options]) == 1
+    assert "no memory for this step" in capsys.readouterr().err
+
+
 def test_hidden_reasoning_is_in_no_output() -> None:
     shown = ossia("chat", "What is 2 + 2?")
     hidden = ossia("chat", "What is 2 + 2?", "--hide-reasoning")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ossia.cli import options, terminal
-from ossia.errors import UsageError
+from ossia.errors import EngineError, UsageError
 
 
 def generate(
@@ -56,6 +56,8 @@ def generate(
     """
     from dataclasses import replace
 
+    from ossia.engine.request import FinishReason
+
     if (prompt is None) == (tokens is None):
         raise UsageError("Give the prompt either as --prompt TEXT or as --tokens IDS, one of them.")
     if logprobs is not None and not as_json:
@@ -95,6 +97,8 @@ def generate(
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
             terminal.write("\n")
+        if completion.finish_reason is FinishReason.ERROR:  # what was generated stands above
+            raise EngineError("; ".join(completion.diagnostics) or "The engine failed.")
 
 
 def _read_prompt(prompt: str) -> str:

@@ -55,6 +55,11 @@ class SamplingParams:
                 self.temperature,
             ),
             (0 < self.top_p <= 1, "top_p must lie above 0 and at most at 1", self.top_p),
+            (
+                all(value == value for value in self.logit_bias.values()),
+                "logit_bias must hold numbers, not NaN",
+                self.logit_bias,
+            ),
             (self.top_k >= 0, "top_k must be 0 (off) or positive", self.top_k),
             (0 <= self.min_p <= 1, "min_p must lie between 0 and 1", self.min_p),
             (
