@@ -1,0 +1,290 @@
+// Attention of one kv head: tiles of 32 keys with online softmax, straight from the paged cache.
+// Included once per target, after elementwise-inl.h. Contract: op_table.h.
+//
+// Keys of a block lie transposed, [d][32], so that scores of 32 keys are two vectors and a chain of
+// fma over d, without a horizontal sum. A tile that a query does not see leaves its state unchanged
+// bit for bit, so queries may share a tile whatever each of them sees.
+
+#include <string.h>
+
+#include "op_table.h"
+
+namespace ossia::OSSIA_TARGET {
+
+// Below every score, yet finite: exp(hidden - kNoScore) is 0 and exp(kNoScore - kNoScore) is 1.
+constexpr float kNoScore = -1e30f;
+constexpr float kHidden = -__builtin_inff();
+
+OSSIA_INLINE F32x16 LoadAs(const float* p) { return Load(p); }
+OSSIA_INLINE F32x16 LoadAs(const uint16_t* p) { return LoadBf16(p); }
+
+template <int R, typename T>
+inline void ScoreRows(const float* q, const T* keys, int d, float* scores) {
+  F32x16 sums[R][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = ZeroF32();
+  for (int i = 0; i < d; ++i) {
+    const F32x16 k0 = LoadAs(keys + kKeyTile * i), k1 = LoadAs(keys + kKeyTile * i + 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const F32x16 x = Set(q[r * d + i]);
+      sums[r][0] = Fma(x, k0, sums[r][0]);
+      sums[r][1] = Fma(x, k1, sums[r][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    Store(sums[r][0], scores + kKeyTile * r);
+    Store(sums[r][1], scores + kKeyTile * r + 16);
+  }
+}
+
+template <int R, typename T>
+inline void ValueRows(const float* weights, const float* decay, const T* values, int num_keys,
+                      int d, float* acc) {
+  for (int i = 0; i < d; i += 32) {
+    F32x16 sums[R][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      sums[r][0] = Mul(Load(acc + r * d + i), Set(decay[r]));
+      sums[r][1] = Mul(Load(acc + r * d + i + 16), Set(decay[r]));
+    }
+    for (int k = 0; k < num_keys; ++k) {
+      const F32x16 v0 = LoadAs(values + k * d + i), v1 = LoadAs(values + k * d + i + 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const F32x16 x = Set(weights[kKeyTile * r + k]);
+        sums[r][0] = Fma(x, v0, sums[r][0]);
+        sums[r][1] = Fma(x, v1, sums[r][1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Store(sums[r][0], acc + r * d + i);
+      Store(sums[r][1], acc + r * d + i + 16);
+    }
+  }
+}
+
+template <int R, typename T>
+inline void ScoreRowsOf(int rows, const float* q, const T* keys, int d, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R) {
+      ScoreRowsOf<R - 1>(rows, q, keys, d, scores);
+      return;
+    }
+  }
+  ScoreRows<R>(q, keys, d, scores);
+}
+
+template <int R, typename T>
+inline void ValueRowsOf(int rows, const float* weights, const float* decay, const T* values,
+                        int num_keys, int d, float* acc) {
+  if constexpr (R > 1) {
+    if (rows < R) {
+      ValueRowsOf<R - 1>(rows, weights, decay, values, num_keys, d, acc);
+      return;
+    }
+  }
+  ValueRows<R>(weights, decay, values, num_keys, d, acc);
+}
+
+// Of all rows of a tile: largest score so far, sum of weights, weighted values.
+struct SoftmaxState {
+  float largest[kAttentionTileRows];
+  float sum[kAttentionTileRows];
+  float* values;  // [row][d]
+};
+
+inline void Reset(SoftmaxState* state, int rows, int d) {
+  for (int r = 0; r < kAttentionTileRows; ++r) {
+    state->largest[r] = kNoScore;
+    state->sum[r] = 0;
+  }
+  memset(state->values, 0, sizeof(float) * rows * d);
+}
+
+// Scores to weights relative to the new maximum; `decay` is what the old state counts for now.
+inline void Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
+  float largest[kAttentionTileRows];
+  for (int r = 0; r < rows; ++r) {
+    const float* s = scores + kKeyTile * r;
+    const float tile = MaxLanes(Max(Load(s), Load(s + 16)));
+    largest[r] = tile > state->largest[r] ? tile : state->largest[r];
+  }
+  for (int r = rows; r % 16 != 0; ++r) largest[r] = state->largest[r];
+  for (int r = 0; r < rows; r += 16) {
+    Store(Exp(Sub(Load(state->largest + r), Load(largest + r))), decay + r);
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* s = scores + kKeyTile * r;
+    const F32x16 w0 = Exp(Sub(Load(s), Set(largest[r])));
+    const F32x16 w1 = Exp(Sub(Load(s + 16), Set(largest[r])));
+    Store(w0, s);
+    Store(w1, s + 16);
+    const float kept = state->sum[r] * decay[r];
+    state->sum[r] = kept + SumLanes(Add(w0, w1));
+    state->largest[r] = largest[r];
+  }
+}
+
+template <typename T>
+inline void AttendTile(const float* q, const T* keys, const T* values, int rows, int num_keys, int d,
+                       const AttentionArgs& args, int first_key, float* scores,
+                       SoftmaxState* state) {
+  for (int r = 0; r < rows; r += kAttentionRows) {
+    const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
+    ScoreRowsOf<kAttentionRows>(count, q + r * d, keys, d, scores + kKeyTile * r);
+  }
+  const int last_position = args.first_position + args.num_tokens - 1;
+  const bool some_hidden = first_key + kKeyTile - 1 > args.first_position ||
+                           (args.window != 0 && first_key <= last_position - args.window);
+  if (some_hidden) {
+    for (int t = 0; t < args.num_tokens; ++t) {
+      const int position = args.first_position + t;
+      for (int k = 0; k < kKeyTile; ++k) {
+        const int key = first_key + k;
+        if (key <= position && (args.window == 0 || key > position - args.window)) continue;
+        for (int h = 0; h < args.group; ++h) {
+          scores[kKeyTile * (t * args.group + h) + k] = kHidden;
+        }
+      }
+    }
+  }
+  alignas(64) float decay[kAttentionTileRows];
+  Weigh(state, rows, scores, decay);
+  for (int r = 0; r < rows; r += kAttentionRows) {
+    const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
+    ValueRowsOf<kAttentionRows>(count, scores + kKeyTile * r, decay + r, values, num_keys, d,
+                                state->values + r * d);
+  }
+}
+
+// Add a split's state of one row to what stands in (largest, sum, values).
+inline void MergeRow(float part_largest, float part_sum, const float* part_values, int d,
+                     float* largest, float* sum, float* values) {
+  const float both = part_largest > *largest ? part_largest : *largest;
+  float exponents[16] = {*largest - both, part_largest - both};
+  Store(Exp(Load(exponents)), exponents);
+  const float kept = *sum * exponents[0], added = part_sum * exponents[1];
+  *sum = kept + added;
+  *largest = both;
+  const F32x16 a = Set(exponents[0]), b = Set(exponents[1]);
+  for (int i = 0; i < d; i += 16) {
+    Store(Fma(Load(values + i), a, Mul(Load(part_values + i), b)), values + i);
+  }
+}
+
+inline void StoreAttended(const float* values, float sum, int d, float* out) {
+  const F32x16 total = Set(sum);
+  for (int i = 0; i < d; i += 16) Store(Div(Load(values + i), total), out + i);
+}
+
+inline void PrefetchBytes(const uint8_t* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+inline void Attention(const AttentionArgs& args) {
+  const int d = args.d, rows = args.num_tokens * args.group;
+  float* memory = reinterpret_cast<float*>(args.scratch->bytes);
+  const auto take = [&](int64_t n) {
+    float* p = memory;
+    memory += (n + 15) / 16 * 16;
+    return p;
+  };
+  float* q = take(rows * d);
+  float* scores = take(kAttentionTileRows * kKeyTile);
+  float* wide = take(2 * kKeyTile * d);
+  SoftmaxState state{{}, {}, take(rows * d)};
+  SoftmaxState running{{}, {}, take(rows * d)};
+  const F32x16 scale = Set(args.scale);
+  for (int t = 0; t < args.num_tokens; ++t) {
+    for (int i = 0; i < args.group * d; i += 16) {
+      Store(Mul(Load(args.q + t * args.q_stride + i), scale), q + t * args.group * d + i);
+    }
+    for (int h = 0; h < args.group; ++h) {
+      running.largest[t * args.group + h] = args.sinks[h];
+      running.sum[t * args.group + h] = 1;
+    }
+  }
+  memset(running.values, 0, sizeof(float) * rows * d);
+
+  const int last_position = args.first_position + args.num_tokens - 1;
+  const int first_visible =
+      args.window == 0 || args.first_position < args.window ? 0 : args.first_position - args.window + 1;
+  int tile = first_visible / kKeyTile, last_tile = last_position / kKeyTile;
+  constexpr int kSplitTiles = kSplitKeys / kKeyTile;
+  if (args.split >= 0) {
+    if (tile < args.split * kSplitTiles) tile = args.split * kSplitTiles;
+    if (last_tile >= (args.split + 1) * kSplitTiles) last_tile = (args.split + 1) * kSplitTiles - 1;
+  }
+  const int64_t item = args.f32_cache ? 4 : 2;
+  const int64_t head_bytes = 2 * kKeyTile * d * item;
+  const bool few_rows = rows <= kAttentionRows;
+  Reset(&state, rows, d);
+  for (; tile <= last_tile; ++tile) {
+    const uint8_t* head =
+        args.cache + args.block_table[tile] * args.block_bytes + args.head_offset;
+    if (tile < last_tile) {
+      PrefetchBytes(args.cache + args.block_table[tile + 1] * args.block_bytes + args.head_offset,
+                    head_bytes);
+    }
+    const int first_key = tile * kKeyTile;
+    const int left = last_position - first_key + 1;
+    const int num_keys = left < kKeyTile ? left : kKeyTile;
+    const int size = kKeyTile * d;
+    if (args.f32_cache) {
+      const float* keys = reinterpret_cast<const float*>(head);
+      AttendTile(q, keys, keys + size, rows, num_keys, d, args, first_key, scores, &state);
+    } else if (few_rows) {
+      const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
+      AttendTile(q, keys, keys + size, rows, num_keys, d, args, first_key, scores, &state);
+    } else {
+      const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
+      for (int i = 0; i < 2 * size; i += 16) Store(LoadBf16(keys + i), wide + i);
+      AttendTile(q, static_cast<const float*>(wide), static_cast<const float*>(wide + size), rows,
+                 num_keys, d, args, first_key, scores, &state);
+    }
+    const bool split_ends = tile == last_tile || (tile + 1) % kSplitTiles == 0;
+    if (split_ends && args.split < 0) {
+      for (int r = 0; r < rows; ++r) {
+        MergeRow(state.largest[r], state.sum[r], state.values + r * d, d, &running.largest[r],
+                 &running.sum[r], running.values + r * d);
+      }
+      Reset(&state, rows, d);
+    }
+  }
+  if (args.split >= 0) {
+    for (int r = 0; r < rows; ++r) {
+      float* partial = args.partial + r * (2 + d);
+      partial[0] = state.largest[r];
+      partial[1] = state.sum[r];
+      memcpy(partial + 2, state.values + r * d, sizeof(float) * d);
+    }
+    return;
+  }
+  for (int t = 0; t < args.num_tokens; ++t) {
+    for (int h = 0; h < args.group; ++h) {
+      const int r = t * args.group + h;
+      StoreAttended(running.values + r * d, running.sum[r], d,
+                    args.out + t * args.out_stride + h * d);
+    }
+  }
+}
+
+inline void AttentionMerge(const float* partials, int num_splits, int rows, int d,
+                           const float* sinks, float* out) {
+  constexpr int kMaxWidth = 512;
+  float values[kMaxWidth];
+  for (int r = 0; r < rows; ++r) {
+    float largest = sinks[r], sum = 1;
+    memset(values, 0, sizeof(float) * d);
+    for (int s = 0; s < num_splits; ++s) {
+      const float* part = partials + (static_cast<int64_t>(s) * rows + r) * (2 + d);
+      MergeRow(part[0], part[1], part + 2, d, &largest, &sum, values);
+    }
+    StoreAttended(values, sum, d, out + r * d);
+  }
+}
+
+}  // namespace ossia::OSSIA_TARGET

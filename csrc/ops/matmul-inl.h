@@ -1,0 +1,436 @@
+// Products of weights and activations: MXFP4 in place row by row, Q8 panels, and the exact products.
+// Included once per target, after its simd header. Contract and numerics: op_table.h.
+//
+// Three ways through a quantised product, equal bit for bit:
+//   rows    MXFP4 as published, four rows and four blocks at a time; every token uses the decoded
+//           nibbles. Few tokens: bound by memory.
+//   vector  one token against a Q8 panel, read once from front to back.
+//   tile    kTileTokens tokens against kTilePanels panels, one chain after the other so that sums
+//           and chains stay in registers. Many tokens: bound by arithmetic. MXFP4 is decoded into
+//           panels first; its power-of-two scales are exact in bfloat16.
+
+#include <string.h>
+
+#include "op_table.h"
+
+namespace ossia::OSSIA_TARGET {
+
+// -- MXFP4 rows ------------------------------------------------------------------------------
+
+struct RowQuad {
+  const uint8_t* blocks[4];
+  const uint8_t* scales[4];
+};
+
+// Four rows against N tokens, into out[n * ld + 0..3].
+template <int N>
+inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& layout,
+                      const uint8_t* const* tokens, const uint8_t* ahead, float* out, int64_t ld) {
+  F32x16 chains[N];
+  for (int n = 0; n < N; ++n) chains[n] = ZeroF32();
+  const auto accumulate = [&](const U8x64 bytes[4], F32x16 scale, int64_t g) __attribute__((always_inline)) {
+    U8x64 low[4], high[4];
+    for (int r = 0; r < 4; ++r) DecodeFp4(bytes[r], &low[r], &high[r]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const uint8_t* a = tokens[n];
+      const U8x64 even = LoadBytes(a + 128 * g), odd = LoadBytes(a + 128 * g + 64);
+      const I32x16 start = LoadI32(reinterpret_cast<const int32_t*>(a + layout.minus12() + 64 * g));
+      I32x16 sums[4];
+      for (int r = 0; r < 4; ++r) sums[r] = DotFp4(start, low[r], high[r], even, odd);
+      const F32x16 token_scale =
+          Load(reinterpret_cast<const float*>(a + layout.scales() + 64 * g));
+      chains[n] = Fma(ToF32(SumQuads(sums[0], sums[1], sums[2], sums[3])),
+                      Mul(scale, token_scale), chains[n]);
+    }
+  };
+  const int full = num_blocks / 4, rest = num_blocks % 4;
+  for (int g = 0; g < full; ++g) {
+    U8x64 bytes[4];
+    for (int r = 0; r < 4; ++r) {
+      bytes[r] = LoadBytes(rows.blocks[r] + 64 * g);
+      // Memory is read linearly, so the lines needed next lie `prefetch_bytes` behind those of now.
+      __builtin_prefetch(ahead + 256 * g + 64 * r, 0, 2);
+    }
+    accumulate(bytes, Mxfp4Scales(rows.scales[0] + 4 * g, rows.scales[1] + 4 * g,
+                                  rows.scales[2] + 4 * g, rows.scales[3] + 4 * g), g);
+  }
+  if (rest != 0) {
+    U8x64 bytes[4];
+    uint8_t scales[4][4] = {};
+    for (int r = 0; r < 4; ++r) {
+      bytes[r] = LoadBytesN(rows.blocks[r] + 64 * full, 16 * rest);
+      memcpy(scales[r], rows.scales[r] + 4 * full, rest);
+    }
+    accumulate(bytes, Mxfp4Scales(scales[0], scales[1], scales[2], scales[3]), full);
+  }
+  for (int n = 0; n < N; ++n) {
+    float sums[4];
+    StoreChainSums(chains[n], sums);
+    for (int r = 0; r < 4; ++r) out[n * ld + r] = 0.5f * sums[r];  // nibbles were doubled
+  }
+}
+
+template <int N>
+inline void Mxfp4RowsOf(const MatmulArgs& args, const uint8_t* const* tokens, float* out) {
+  const Matrix& w = args.weight;
+  const int num_blocks = w.cols / kBlock;
+  const QuantLayout layout(w.cols);
+  for (int row = args.row_begin; row < args.row_end; row += 4) {
+    RowQuad rows;
+    for (int r = 0; r < 4; ++r) {
+      const int64_t at = row + r < args.row_end ? row + r : args.row_end - 1;
+      rows.blocks[r] = w.data + at * num_blocks * 16;
+      rows.scales[r] = w.scales + at * num_blocks;
+    }
+    const uint8_t* ahead = rows.blocks[0] + args.tuning.prefetch_bytes;
+    float* to = out + (row - args.row_begin);
+    if (row + 4 <= args.row_end) {
+      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, ahead, to, args.ld);
+    } else {
+      float quad[4 * N];
+      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, ahead, quad, 4);
+      for (int n = 0; n < N; ++n) {
+        memcpy(to + n * args.ld, quad + 4 * n, sizeof(float) * (args.row_end - row));
+      }
+    }
+  }
+}
+
+template <int N>
+inline void Mxfp4RowsDispatch(const MatmulArgs& args, int count, const uint8_t* const* tokens,
+                              float* out) {
+  if constexpr (N > 0) {
+    if (count == N) {
+      Mxfp4RowsOf<N>(args, tokens, out);
+    } else {
+      Mxfp4RowsDispatch<N - 1>(args, count, tokens, out);
+    }
+  }
+}
+
+// -- Q8 panels -------------------------------------------------------------------------------
+
+// The activation bytes of block b that multiply vector j of a panel's block.
+OSSIA_INLINE int64_t ActivationOffset(int64_t block, int j) {
+  return 128 * (block / 4) + 16 * (block % 4) + 64 * (j / 4) + 4 * (j % 4);
+}
+
+OSSIA_INLINE float LoadFloat(const uint8_t* p) {
+  float x;
+  memcpy(&x, p, 4);
+  return x;
+}
+OSSIA_INLINE int32_t LoadInt(const uint8_t* p) {
+  int32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+// One token against one panel, into 16 results.
+inline F32x16 Q8Vector(const uint8_t* panel, int num_blocks, const QuantLayout& layout,
+                       const uint8_t* a, int prefetch_bytes) {
+  F32x16 chains[4] = {ZeroF32(), ZeroF32(), ZeroF32(), ZeroF32()};
+  const int pairs = CeilDiv(num_blocks, 2);
+  const auto pair = [&](int64_t p, F32x16* chain) __attribute__((always_inline)) {
+    const uint8_t* at = panel + p * kPanelPairBytes;
+    for (int line = 0; line < kPanelPairBytes; line += 64) {
+      __builtin_prefetch(at + prefetch_bytes + line, 0, 2);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const int64_t block = 2 * p + i;
+      I32x16 sum = SetI32(LoadInt(a + layout.bias() + 4 * block));
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        sum = DotQ8(sum, LoadBytes(at + 512 * i + 64 * j),
+                    BroadcastI32(a + layout.values() + ActivationOffset(block, j)));
+      }
+      const F32x16 scale = Mul(LoadBf16(reinterpret_cast<const uint16_t*>(at + 1024 + 32 * i)),
+                               Set(LoadFloat(a + layout.scales() + 16 * block)));
+      chain[i] = Fma(ToF32(sum), scale, chain[i]);
+    }
+  };
+  for (int p = 0; p + 2 <= pairs; p += 2) {
+    pair(p, chains);
+    pair(p + 1, chains + 2);
+  }
+  if (pairs % 2 != 0) pair(pairs - 1, chains);
+  return Add(Add(chains[0], chains[1]), Add(chains[2], chains[3]));
+}
+
+// NT tokens against NP panels. `factor` is a power of two (1/2 for doubled nibbles).
+template <int NT, int NP>
+inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayout& layout,
+                   const uint8_t* const* tokens, const uint8_t* ahead, F32x16 factor,
+                   F32x16 (*out)[NP]) {
+  F32x16 first[NT][NP], second[NT][NP];
+  // Blocks beyond the last are zeros in the activations, but panels hold whole pairs only.
+  const int stored = 2 * CeilDiv(num_blocks, 2);
+  for (int c = 0; c < 4; ++c) {
+    F32x16 chain[NT][NP];
+    for (int t = 0; t < NT; ++t) {
+      for (int p = 0; p < NP; ++p) chain[t][p] = ZeroF32();
+    }
+    for (int64_t b = c; b < stored; b += 4) {
+      const int64_t at = (b / 2) * kPanelPairBytes + 512 * (b % 2);
+      const int64_t scale_at = (b / 2) * kPanelPairBytes + 1024 + 32 * (b % 2);
+      I32x16 sums[NT][NP];
+#pragma GCC unroll 8
+      for (int t = 0; t < NT; ++t) {
+        const I32x16 bias = SetI32(LoadInt(tokens[t] + layout.bias() + 4 * b));
+        for (int p = 0; p < NP; ++p) sums[t][p] = bias;
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        U8x64 w[NP];
+        for (int p = 0; p < NP; ++p) w[p] = LoadBytes(panels[p] + at + 64 * j);
+#pragma GCC unroll 8
+        for (int t = 0; t < NT; ++t) {
+          const U8x64 a = BroadcastI32(tokens[t] + ActivationOffset(b, j));
+          for (int p = 0; p < NP; ++p) sums[t][p] = DotQ8(sums[t][p], w[p], a);
+        }
+      }
+      if (ahead != nullptr) {
+        for (int line = 0; line < NP * kPanelPairBytes / 2; line += 64) {
+          __builtin_prefetch(ahead + line, 0, 2);
+        }
+        ahead += NP * kPanelPairBytes / 2;
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < NP; ++p) {
+        const F32x16 scale = LoadBf16(reinterpret_cast<const uint16_t*>(panels[p] + scale_at));
+#pragma GCC unroll 8
+        for (int t = 0; t < NT; ++t) {
+          const F32x16 s = Mul(scale, Set(LoadFloat(tokens[t] + layout.scales() + 16 * b)));
+          chain[t][p] = Fma(ToF32(sums[t][p]), s, chain[t][p]);
+        }
+      }
+    }
+    for (int t = 0; t < NT; ++t) {
+      for (int p = 0; p < NP; ++p) {
+        if (c == 0) first[t][p] = chain[t][p];
+        if (c == 1) first[t][p] = Add(first[t][p], chain[t][p]);
+        if (c == 2) second[t][p] = chain[t][p];
+        if (c == 3) out[t][p] = Mul(Add(first[t][p], Add(second[t][p], chain[t][p])), factor);
+      }
+    }
+  }
+}
+
+// num_tokens <= NT against panels that lie `stride` bytes apart; rows of the result from out on.
+template <int NT, int NP>
+inline void Q8TileOf(const uint8_t* panel, int64_t stride, int num_rows, int cols, int num_tokens,
+                     const uint8_t* const* tokens, const uint8_t* ahead, float factor, float* out,
+                     int64_t ld) {
+  if constexpr (NT > 1) {
+    if (num_tokens < NT) {
+      Q8TileOf<NT - 1, NP>(panel, stride, num_rows, cols, num_tokens, tokens, ahead, factor, out, ld);
+      return;
+    }
+  }
+  const uint8_t* panels[NP];
+  for (int p = 0; p < NP; ++p) panels[p] = panel + p * stride;
+  F32x16 tile[NT][NP];
+  Q8Tile<NT, NP>(panels, NumBlocks(cols), QuantLayout(cols), tokens, ahead, Set(factor), tile);
+  for (int t = 0; t < NT; ++t) {
+    for (int p = 0; p < NP; ++p) {
+      const int left = num_rows - kPanelRows * p;
+      float* to = out + t * ld + kPanelRows * p;
+      if (left >= kPanelRows) {
+        Store(tile[t][p], to);
+      } else {
+        StoreN(tile[t][p], to, left);
+      }
+    }
+  }
+}
+
+// All tokens against the panels of num_rows rows. `fetch_behind`: panels come from memory, so those
+// that follow are fetched while the first tokens use these.
+inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, bool fetch_behind, float factor,
+                     int num_tokens, const uint8_t* const* tokens, float* out, int64_t ld) {
+  const int64_t stride = PanelBytes(cols);
+  constexpr int kRows = kTilePanels * kPanelRows;
+  for (int row = 0; row < num_rows; row += kRows, panel += kTilePanels * stride) {
+    const int left = num_rows - row;
+    const uint8_t* ahead = fetch_behind ? panel + kTilePanels * stride : nullptr;
+    for (int t = 0; t < num_tokens; t += kTileTokens) {
+      const int count = num_tokens - t < kTileTokens ? num_tokens - t : kTileTokens;
+      const uint8_t* fetch = t == 0 ? ahead : nullptr;
+      float* to = out + t * ld + row;
+      if (left > (kTilePanels - 1) * kPanelRows) {
+        Q8TileOf<kTileTokens, kTilePanels>(panel, stride, left, cols, count, tokens + t, fetch,
+                                           factor, to, ld);
+      } else {
+        Q8TileOf<kTileTokens, 1>(panel, stride, left, cols, count, tokens + t, fetch, factor, to, ld);
+      }
+    }
+  }
+}
+
+// Rows of MXFP4 into panels at `to`. Rows behind the last repeat it; their results are not stored.
+inline void DecodePanels(const Matrix& w, int row_begin, int row_end, uint8_t* to) {
+  const int num_blocks = w.cols / kBlock;
+  const int64_t stride = PanelBytes(w.cols);
+  for (int row = row_begin; row < row_end; row += kPanelRows, to += stride) {
+    const uint8_t* blocks[16];
+    const uint8_t* scales[16];
+    for (int r = 0; r < 16; ++r) {
+      const int64_t at = row + r < row_end ? row + r : row_end - 1;
+      blocks[r] = w.data + at * num_blocks * 16;
+      scales[r] = w.scales + at * num_blocks;
+    }
+    for (int b = 0; b < num_blocks; b += 4) {
+      const int count = num_blocks - b < 4 ? num_blocks - b : 4;
+      uint8_t* into[4];
+      for (int i = 0; i < count; ++i) {
+        into[i] = to + static_cast<int64_t>((b + i) / 2) * kPanelPairBytes + 512 * ((b + i) % 2);
+        uint8_t* scale = to + static_cast<int64_t>((b + i) / 2) * kPanelPairBytes + 1024 +
+                         32 * ((b + i) % 2);
+        for (int r = 0; r < 16; ++r) {
+          const uint16_t byte = scales[r][b + i];
+          const uint16_t bits = byte == 0 ? 0x0040 : static_cast<uint16_t>(byte << 7);
+          memcpy(scale + 2 * r, &bits, 2);
+        }
+      }
+      const uint8_t* rows[16];
+      for (int r = 0; r < 16; ++r) rows[r] = blocks[r] + 16 * b;
+      DecodeFp4Panel(rows, count, into);
+    }
+    if (num_blocks % 2 != 0) {  // the pair's other half
+      uint8_t* pair = to + static_cast<int64_t>(num_blocks / 2) * kPanelPairBytes;
+      memset(pair + 512, kQ8Bias, 512);
+      memset(pair + 1024 + 32, 0, 32);
+    }
+  }
+}
+
+// -- Exact products --------------------------------------------------------------------------
+
+// A block of 32 columns of one row as the two vectors that are multiplied with the activations' even
+// and odd columns (MXFP4) or first and second half (others).
+OSSIA_INLINE void LoadExact(const Matrix& w, int64_t row, int col, int width, F32x16* x, F32x16* y) {
+  if (w.format == Format::kMxfp4) {
+    const int64_t block = row * (w.cols / kBlock) + col / kBlock;
+    DecodeFp4F32(w.data + 16 * block, x, y);
+    const uint32_t byte = w.scales[block];
+    const uint32_t bits = byte == 255 ? 0x7FC00000 : byte == 0 ? 0x00400000 : byte << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    *x = Mul(*x, Set(scale));
+    *y = Mul(*y, Set(scale));
+    return;
+  }
+  const int second = width > 16 ? width - 16 : 0, first = width - second;
+  if (w.format == Format::kBf16) {
+    const uint16_t* p = reinterpret_cast<const uint16_t*>(w.data) + row * w.cols + col;
+    *x = LoadBf16N(p, first);
+    *y = second > 0 ? LoadBf16N(p + 16, second) : ZeroF32();
+  } else {
+    const float* p = reinterpret_cast<const float*>(w.data) + row * w.cols + col;
+    *x = LoadN(p, first);
+    *y = second > 0 ? LoadN(p + 16, second) : ZeroF32();
+  }
+}
+
+OSSIA_INLINE void LoadExactToken(const Matrix& w, const float* p, int width, F32x16* x, F32x16* y) {
+  if (w.format == Format::kMxfp4) {
+    LoadPairs(p, x, y);
+    return;
+  }
+  const int second = width > 16 ? width - 16 : 0;
+  *x = LoadN(p, width - second);
+  *y = second > 0 ? LoadN(p + 16, second) : ZeroF32();
+}
+
+template <int NR, int NT>
+inline void ExactTile(const Matrix& w, int row, const float* const* tokens, float* out, int64_t ld) {
+  F32x16 sums[NR][NT];
+  for (int r = 0; r < NR; ++r) {
+    for (int t = 0; t < NT; ++t) sums[r][t] = ZeroF32();
+  }
+  for (int col = 0; col < w.cols; col += kBlock) {
+    const int width = w.cols - col < kBlock ? w.cols - col : kBlock;
+    F32x16 ax[NT], ay[NT];
+    for (int t = 0; t < NT; ++t) LoadExactToken(w, tokens[t] + col, width, &ax[t], &ay[t]);
+    for (int r = 0; r < NR; ++r) {
+      F32x16 x, y;
+      LoadExact(w, row + r, col, width, &x, &y);
+      for (int t = 0; t < NT; ++t) sums[r][t] = Fma(y, ay[t], Fma(x, ax[t], sums[r][t]));
+    }
+  }
+  for (int r = 0; r < NR; ++r) {
+    for (int t = 0; t < NT; ++t) out[t * ld + r] = SumLanes(sums[r][t]);
+  }
+}
+
+// As many groups of NR rows as there are from `row` on; returns the row behind them.
+template <int NR>
+inline int ExactRows(const MatmulArgs& args, int row) {
+  const float* const* tokens = reinterpret_cast<const float* const*>(args.tokens);
+  for (; row + NR <= args.row_end; row += NR) {
+    float* out = args.out + (row - args.row_begin);
+    int t = 0;
+    for (; t + kExactTokens <= args.num_tokens; t += kExactTokens) {
+      ExactTile<NR, kExactTokens>(args.weight, row, tokens + t, out + t * args.ld, args.ld);
+    }
+    for (; t < args.num_tokens; ++t) {
+      ExactTile<NR, 1>(args.weight, row, tokens + t, out + t * args.ld, args.ld);
+    }
+  }
+  return row;
+}
+
+inline void MatmulExact(const MatmulArgs& args) {
+  ExactRows<1>(args, ExactRows<kExactRows>(args, args.row_begin));
+}
+
+// -- The op ----------------------------------------------------------------------------------
+
+inline void Matmul(const MatmulArgs& args) {
+  const Matrix& w = args.weight;
+  if (args.exact || w.format == Format::kBf16 || w.format == Format::kF32) {
+    args.scratch->counts[w.format == Format::kMxfp4  ? kMxfp4Exact
+                         : w.format == Format::kBf16 ? kBf16Exact
+                                                     : kF32Exact]++;
+    MatmulExact(args);
+    return;
+  }
+  const uint8_t* const* tokens = reinterpret_cast<const uint8_t* const*>(args.tokens);
+  const int num_rows = args.row_end - args.row_begin;
+  if (w.format == Format::kMxfp4) {
+    if (args.num_tokens <= args.tuning.mxfp4_row_tokens) {
+      args.scratch->counts[kMxfp4Rows]++;
+      for (int t = 0; t < args.num_tokens; t += kRowTokens) {
+        const int count = args.num_tokens - t < kRowTokens ? args.num_tokens - t : kRowTokens;
+        Mxfp4RowsDispatch<kRowTokens>(args, count, tokens + t, args.out + t * args.ld);
+      }
+      return;
+    }
+    args.scratch->counts[kMxfp4Panels]++;
+    DecodePanels(w, args.row_begin, args.row_end, args.scratch->bytes);
+    Q8Panels(args.scratch->bytes, num_rows, w.cols, false, 0.5f, args.num_tokens, tokens, args.out,
+             args.ld);
+    return;
+  }
+  const uint8_t* panel = w.data + args.row_begin / kPanelRows * PanelBytes(w.cols);
+  if (args.num_tokens == 1) {
+    args.scratch->counts[kQ8Vector]++;
+    const QuantLayout layout(w.cols);
+    for (int row = 0; row < num_rows; row += kPanelRows, panel += PanelBytes(w.cols)) {
+      const F32x16 y =
+          Q8Vector(panel, NumBlocks(w.cols), layout, tokens[0], args.tuning.prefetch_bytes);
+      if (num_rows - row >= kPanelRows) {
+        Store(y, args.out + row);
+      } else {
+        StoreN(y, args.out + row, num_rows - row);
+      }
+    }
+    return;
+  }
+  args.scratch->counts[kQ8Tile]++;
+  Q8Panels(panel, num_rows, w.cols, true, 1.0f, args.num_tokens, tokens, args.out, args.ld);
+}
+
+}  // namespace ossia::OSSIA_TARGET
