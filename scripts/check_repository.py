@@ -24,6 +24,7 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "src/ossia/cli/chat.py:chat": "its length is that of the list of options",
     "src/ossia/cli/generate.py:generate": "its length is that of the list of options",
+    "csrc/bindings.cc:RegisterContext": "its length is that of the list of methods",
 }
 
 # Ids of o200k_harmony's control tokens: allowed where the vocabulary is defined and nowhere else.
@@ -48,14 +49,31 @@ def check_sizes() -> Iterator[str]:
         lines = text.count("\n")
         if lines > MAX_FILE_LINES and name not in LONG_FILES:
             yield f"{name}: {lines} lines; split it (at most {MAX_FILE_LINES})"
-        if path.suffix != ".py":
-            continue
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                where = f"{name}:{node.name}"
-                if length > MAX_FUNCTION_LINES and where not in LONG_FUNCTIONS:
-                    yield f"{where}: {length} lines; split it (at most {MAX_FUNCTION_LINES})"
+        functions = {".py": python_functions, ".h": cpp_functions, ".cc": cpp_functions}
+        for function, length in functions.get(path.suffix, lambda _: ())(text):
+            where = f"{name}:{function}"
+            if length > MAX_FUNCTION_LINES and where not in LONG_FUNCTIONS:
+                yield f"{where}: {length} lines; split it (at most {MAX_FUNCTION_LINES})"
+
+
+def python_functions(text: str) -> Iterator[tuple[str, int]]:
+    """Name and number of lines of each."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def cpp_functions(text: str) -> Iterator[tuple[str, int]]:
+    """Likewise. clang-format indents all of a function but its first line and the brace that ends
+    it; classes end with "};", namespaces with a comment.
+    """
+    start, signature = 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line == "}":
+            name = re.search(r"([\w~]+)\(", signature)
+            yield name[1] if name else signature, number - start + 1
+        elif re.match(r"\w", line):
+            start, signature = number, line
 
 
 def check_names() -> Iterator[str]:
