@@ -84,10 +84,17 @@ struct PyMatrix {
   std::shared_ptr<Memory> packed;
 };
 
+// Panels of a task's rows must fit a thread's scratch memory.
+void ExpectColumns(int64_t cols) {
+  if (cols <= 1 << 15) return;
+  Refuse("[prepare] expected at most 32768 columns, got " + std::to_string(cols));
+}
+
 PyMatrix Mxfp4Of(In<uint8_t, 4> blocks, In<uint8_t, 3> scales) {
   const int64_t e = blocks.shape(0), rows = blocks.shape(1), groups = blocks.shape(2);
   ExpectShape("mxfp4", "blocks", blocks, {e, rows, groups, 16});
   ExpectShape("mxfp4", "scales", scales, {e, rows, groups});
+  ExpectColumns(groups * kBlock);
   PyMatrix m;
   m.stack.first = {Format::kMxfp4, static_cast<int>(rows), static_cast<int>(groups * kBlock),
                    blocks.data(), scales.data()};
@@ -111,6 +118,7 @@ PyMatrix PlainOf(In<T, 3> values) {
 
 // Room for a stack of Q8 matrices, to be filled by pack_rows.
 PyMatrix Q8Room(int count, int rows, int cols) {
+  ExpectColumns(cols);
   PyMatrix m;
   const int64_t bytes = CeilDiv(rows, kPanelRows) * PanelBytes(cols);
   m.packed = std::make_shared<Memory>(bytes * count + 64, true);
@@ -146,7 +154,8 @@ AttentionWeights AttentionOf(int heads, int kv_heads, int d, float eps, In<float
                              const PyMatrix& o, In<float, 1> q_bias, In<float, 1> k_bias,
                              In<float, 1> v_bias, In<float, 1> o_bias, In<float, 1> sinks) {
   const int hidden = static_cast<int>(norm.shape(0));
-  if (d % 32 != 0 || d > 256 || heads % kv_heads != 0 || heads / kv_heads > kAttentionTileRows) {
+  if (d < 32 || d % 32 != 0 || d > 256 || kv_heads < 1 || heads % kv_heads != 0 ||
+      heads < 1 || heads / kv_heads > kAttentionTileRows) {
     Refuse("[attention] expected heads of 32, 64, ... 256 numbers, at most 64 of them per kv head, got " +
            std::to_string(heads) + " heads of " + std::to_string(d) + " over " + std::to_string(kv_heads));
   }
@@ -177,7 +186,7 @@ MoeWeights MoeOf(int experts_per_token, float eps, float limit, float alpha, In<
   if (experts_per_token > experts) Refuse("[moe] expected no more experts per token than experts");
   return {hidden, experts, experts_per_token, intermediate, eps, limit, alpha, norm.data(),
           router.stack.first, router_bias.data(), gate_up.stack, down.stack, gate_up_bias.data(),
-          down_bias.data()};
+          down_bias.data(), std::vector<uint8_t>(experts)};
 }
 
 struct PyCache {
@@ -247,11 +256,21 @@ PyIndex IndexOf(In<int32_t, 1> positions, std::optional<In<int32_t, 1>> cu_seqle
   return out;
 }
 
-const CacheLayer* LayerOf(const PyCache* cache, int layer, const PyIndex& index) {
+const CacheLayer* LayerOf(const PyCache* cache, int layer, const PyIndex& index,
+                          const AttentionWeights& w) {
   if (cache == nullptr) return nullptr;
+  if (layer < 0 || layer >= static_cast<int>(cache->layers.size())) {
+    Refuse("[attn_in] expected a layer of the cache, 0 to " +
+           std::to_string(cache->layers.size() - 1) + ", got " + std::to_string(layer));
+  }
+  if (cache->layers[layer].kv_heads != w.kv_heads || cache->layers[layer].d != w.d) {
+    Refuse("[attn_in] expected a cache of " + std::to_string(w.kv_heads) + " kv heads of " +
+           std::to_string(w.d) + ", got " + std::to_string(cache->layers[layer].kv_heads) + " of " +
+           std::to_string(cache->layers[layer].d));
+  }
   if (index.index.slots == nullptr) Refuse("[attn_in] expected slots and block tables with a cache");
-  if (index.largest_block >= cache->blocks.at(layer)) {
-    Refuse("[attn_in] expected blocks below " + std::to_string(cache->blocks.at(layer)) + ", got " +
+  if (index.largest_block >= cache->blocks[layer]) {
+    Refuse("[attn_in] expected blocks below " + std::to_string(cache->blocks[layer]) + ", got " +
            std::to_string(index.largest_block));
   }
   return &cache->layers[layer];
@@ -273,20 +292,27 @@ void ExpectVisibleBlocks(const PyIndex& index, int window) {
   }
 }
 
-void ExpectCols(const char* op, const ValuePtr& x, int64_t cols) {
+void ExpectValue(const char* op, const Context& context, const ValuePtr& x, int64_t cols) {
+  if (x->context != &context) {
+    Refuse(std::string("[") + op + "] expected a value of these kernels, got one of others");
+  }
   if (x->cols == cols) return;
   Refuse(std::string("[") + op + "] expected " + std::to_string(cols) + " columns, got " +
          std::to_string(x->cols));
 }
 
 void RunAll(Context& context) {
-  if (context.idle()) return;
   Context::Recorded ops = context.TakeRecorded();
-  const nb::gil_scoped_release release;
-  context.Run(std::move(ops));
+  std::string error;
+  {
+    const nb::gil_scoped_release release;
+    error = context.Run(std::move(ops));
+  }
+  if (!error.empty()) Refuse(error);
 }
 
 nb::ndarray<nb::numpy, float> ToNumpy(Context& context, const ValuePtr& value) {
+  ExpectValue("to_host", context, value, value->cols);
   RunAll(context);
   auto* owner = new std::shared_ptr<Buffer>(value->buffer);
   nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
@@ -371,22 +397,24 @@ void RegisterContext(nb::module_& m) {
       .def("attn_in",
            [](Context& c, ValuePtr x, const AttentionWeights& w, In<float, 2> cos, In<float, 2> sin,
               const PyIndex& index, const PyCache* cache, int layer) {
-             ExpectCols("attn_in", x, w.hidden);
+             ExpectValue("attn_in", c, x, w.hidden);
              if (x->rows != index.num_tokens) Refuse("[attn_in] expected a position for every row");
+             ExpectShape("attn_in", "cos", cos, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
+             ExpectShape("attn_in", "sin", sin, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
              for (int64_t t = 0; t < index.num_tokens; ++t) {
                if (index.index.positions[t] >= static_cast<int64_t>(cos.shape(0))) {
                  Refuse("[attn_in] expected positions within the table of angles");
                }
              }
-             return c.AttnIn(x, &w, cos.data(), sin.data(), index.index, LayerOf(cache, layer, index));
+             return c.AttnIn(x, &w, cos.data(), sin.data(), index.index, LayerOf(cache, layer, index, w));
            },
            "x"_a, "weights"_a, "cos"_a.noconvert(), "sin"_a.noconvert(), "index"_a,
            "cache"_a.none(), "layer"_a)
       .def("attention",
            [](Context& c, ValuePtr qkv, const AttentionWeights& w, int window, const PyIndex& index,
               const PyCache* cache, int layer) {
-             const CacheLayer* at = LayerOf(cache, layer, index);
-             ExpectCols("attention", qkv, (w.heads + (at == nullptr ? 2 * w.kv_heads : 0)) * w.d);
+             const CacheLayer* at = LayerOf(cache, layer, index, w);
+             ExpectValue("attention", c, qkv, (w.heads + (at == nullptr ? 2 * w.kv_heads : 0)) * w.d);
              if (qkv->rows != index.num_tokens) Refuse("[attention] expected a position for every row");
              if (at != nullptr) ExpectVisibleBlocks(index, window);
              return c.Attention(qkv, &w, window, index.index, at);
@@ -394,18 +422,18 @@ void RegisterContext(nb::module_& m) {
            "qkv"_a, "weights"_a, "window"_a, "index"_a, "cache"_a.none(), "layer"_a)
       .def("attn_out",
            [](Context& c, ValuePtr x, ValuePtr attended, const AttentionWeights& w) {
-             ExpectCols("attn_out", x, w.hidden);
-             ExpectCols("attn_out", attended, int64_t{w.heads} * w.d);
+             ExpectValue("attn_out", c, x, w.hidden);
+             ExpectValue("attn_out", c, attended, int64_t{w.heads} * w.d);
              if (x->rows != attended->rows) Refuse("[attn_out] expected as many rows of both");
              return c.AttnOut(x, attended, &w);
            },
            "x"_a, "attended"_a, "weights"_a)
       .def("moe", [](Context& c, ValuePtr x, const MoeWeights& w) {
-             ExpectCols("moe", x, w.hidden);
+             ExpectValue("moe", c, x, w.hidden);
              return c.Moe(x, &w);
            }, "x"_a, "weights"_a)
       .def("logits", [](Context& c, ValuePtr x, const HeadWeights& w, In<int32_t, 1> rows) {
-             ExpectCols("logits", x, w.hidden);
+             ExpectValue("logits", c, x, w.hidden);
              for (size_t i = 0; i < rows.shape(0); ++i) {
                if (rows.data()[i] < 0 || rows.data()[i] >= x->rows) {
                  Refuse("[logits] expected rows from 0 to " + std::to_string(x->rows - 1) + ", got " +

@@ -6,7 +6,9 @@
 //
 // Numerics. A quantised product is an exact int32 sum over each block of 32 columns; block b adds
 // fma(float(sum_b), weight_scale * activation_scale, chain[b mod 4]); the result is
-// (c0 + c1) + (c2 + c3). An exact product has 16 partial sums, one per lane, and SumLanes' tree.
+// (c0 + c1) + (c2 + c3). An MXFP4 scale only adds to the exponent of the activation's; what would fall
+// below the smallest normal number becomes that. Nibbles are doubled to be integers, the result halved.
+// An exact product has 16 partial sums, one per lane, and SumLanes' tree.
 // Nothing depends on how many tokens, rows or threads work at once.
 #pragma once
 
@@ -38,17 +40,30 @@ struct Matrix {
   const uint8_t* scales;  // kMxfp4 only
 };
 
-// A Q8 panel holds 16 rows: per pair of blocks 2 * 512 weights, then 2 * 16 scales in bfloat16. The
-// weights of a block are 8 vectors [16 rows][4 columns]; vectors 0 to 3 hold the 16 columns of even
-// index in order, 4 to 7 those of odd index, as MXFP4 keeps them in low and high nibbles. Columns
-// and rows that are not there are 0.
+// A Q8 panel holds 16 rows, its blocks in the order of their chains: 0, 4, 8, ..., 1, 5, 9, ..., so that
+// a product reads it from front to back with one chain at a time in registers. Two blocks in this
+// order make a pair: 2 * 512 weights, then 2 * 16 scales in bfloat16. The weights of a block are 8
+// vectors [16 rows][4 columns]; vectors 0 to 3 hold the 16 columns of even index in order, 4 to 7
+// those of odd index, as MXFP4 keeps them in low and high nibbles. Columns and rows that are not
+// there are 0.
 inline int NumBlocks(int cols) { return CeilDiv(cols, kBlock); }
+// Where block b lies in the panel's order.
+inline int PanelPosition(int num_blocks, int b) {
+  const int chain = b % 4, longer = num_blocks % 4;  // the first chains have one block more
+  return num_blocks / 4 * chain + (chain < longer ? chain : longer) + b / 4;
+}
+inline int64_t PanelWeights(int position) {
+  return static_cast<int64_t>(position / 2) * kPanelPairBytes + 512 * (position % 2);
+}
+inline int64_t PanelScales(int position) {
+  return static_cast<int64_t>(position / 2) * kPanelPairBytes + 1024 + 32 * (position % 2);
+}
 inline int64_t PanelBytes(int cols) {
   return static_cast<int64_t>(CeilDiv(NumBlocks(cols), 2)) * kPanelPairBytes;
 }
 
 // A quantised row of activations: int8 with one float scale per block of 32 columns, padded with
-// zeros to whole groups. Byte offsets of its parts, each per group of four blocks:
+// zeros to whole groups. Byte offsets of its parts, each per group of four blocks but the last:
 struct QuantLayout {
   int64_t groups;
   explicit QuantLayout(int cols) : groups(CeilDiv(cols, kGroup)) {}
@@ -56,8 +71,15 @@ struct QuantLayout {
   int64_t scales() const { return 128 * groups; }   // float [block][4 times the same]
   int64_t minus12() const { return 192 * groups; }  // int32 [block][-12 * sum of values, 0, 0, 0]
   int64_t bias() const { return 256 * groups; }     // int32 [block] -kQ8Bias * sum of values
-  int64_t bytes() const { return 272 * groups; }
+  // float, added to every product: 0, or NaN if a value was NaN or larger than kLargestActivation.
+  int64_t poison() const { return 272 * groups; }
+  int64_t bytes() const { return (272 * groups + 4 + 63) / 64 * 64; }
 };
+
+// Beyond these the exponents of scales could overflow; no model that works comes near them.
+constexpr float kLargestActivation = 0x1p60f;
+constexpr float kSmallestActivation = 0x1p-60f;  // a block of smaller ones counts as zeros
+constexpr int kLargestScaleByte = 190;           // of MXFP4: 2^63
 
 // Which path a product took, counted per task by every thread.
 enum Path { kMxfp4Rows, kMxfp4Panels, kQ8Vector, kQ8Tile, kMxfp4Exact, kBf16Exact, kF32Exact, kNumPaths };
@@ -127,9 +149,11 @@ struct OpTable {
   // out = x / sqrt(mean(x^2) + eps) * w: 16 partial sums of squares (fma), SumLanes.
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* out);
   // One row of `cols` activations, laid out as QuantLayout. scale = largest magnitude / 127, values
-  // rounded to nearest even of x * (127 / largest). NaN and infinity make the scale NaN or infinite.
+  // rounded to nearest even of x * (127 / largest); the scale of a block of zeros is 1.
   void (*quantise)(const float* x, int cols, uint8_t* out);
-  // Block `block` only (32 values or fewer, the rest 0) of a row whose other blocks others fill.
+  // The same in pieces: first no poison and zeros in the blocks behind the last, then block by block
+  // (32 values or fewer, the rest 0), by any threads.
+  void (*begin_row)(int cols, uint8_t* out);
   void (*quantise_block)(const float* x, int n, int cols, int block, uint8_t* out);
   // 16 rows (fewer at the end) of bfloat16 or float32 into a Q8 panel. Symmetric, [-127, 127]; the
   // scale is rounded to bfloat16 first and the weights quantised against the rounded one.

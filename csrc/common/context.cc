@@ -53,7 +53,7 @@ Context::Context(const OpTable* ops, int num_threads, Options options)
 Context::~Context() = default;
 
 ValuePtr Context::Record(int64_t rows, int64_t cols, std::function<void(Value*)> op) {
-  auto value = std::make_shared<Value>(Value{rows, cols, nullptr});
+  auto value = std::make_shared<Value>(Value{this, rows, cols, nullptr});
   recorded_.push_back([this, value, op = std::move(op)] {
     value->buffer = std::make_shared<Buffer>(
         buffers_, sizeof(float) * static_cast<size_t>(std::max<int64_t>(value->rows * value->cols, 1)));
@@ -62,14 +62,16 @@ ValuePtr Context::Record(int64_t rows, int64_t cols, std::function<void(Value*)>
   return value;
 }
 
-void Context::Run(Recorded ops) {
+std::string Context::Run(Recorded ops) {
   const std::lock_guard lock(running_);
+  error_.clear();
   for (std::function<void()>& op : ops) {
     op();
     op = nullptr;  // what only this op needed gives its memory back
   }
   constexpr size_t kKeep = 256u << 20;
   buffers_->Trim(kKeep);
+  return error_;
 }
 
 ValuePtr Context::Embed(const int32_t* ids, int64_t count, const EmbeddingWeights* w) {
@@ -107,6 +109,7 @@ ValuePtr Context::Logits(ValuePtr x, const HeadWeights* w, const int32_t* rows, 
 
 void Context::PackMatrix(const void* rows, bool f32, int64_t row_stride, int num_rows, int cols,
                          uint8_t* panels) {
+  const std::lock_guard lock(running_);
   const int64_t bytes = PanelBytes(cols), item = f32 ? 4 : 2;
   pool_.ParallelFor(CeilDiv(num_rows, kPanelRows), [&](int panel, int) {
     const int row = panel * kPanelRows;
@@ -124,6 +127,7 @@ std::vector<uint64_t> Context::Counts() const {
 }
 
 uint64_t Context::ReadBytes(const uint8_t* p, size_t n) {
+  const std::lock_guard lock(running_);
   constexpr size_t kChunk = 1u << 20;
   std::atomic<uint64_t> sum{0};
   pool_.ParallelFor(static_cast<int>((n + kChunk - 1) / kChunk), [&](int chunk, int) {
@@ -134,6 +138,7 @@ uint64_t Context::ReadBytes(const uint8_t* p, size_t n) {
 }
 
 uint64_t Context::DotPeak(uint64_t n) {
+  const std::lock_guard lock(running_);
   std::atomic<uint64_t> sum{0};
   pool_.ParallelFor(pool_.size(), [&](int, int) { sum += ops_->dot_peak(n); });
   return sum;

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -48,8 +49,11 @@ class Buffer {
   uint8_t* p_;
 };
 
+class Context;
+
 // float32 [rows, cols]; `buffer` is there once its op has run.
 struct Value {
+  const Context* context;
   int64_t rows, cols;
   std::shared_ptr<Buffer> buffer;
   float* row(int64_t i) const { return reinterpret_cast<float*>(buffer->data()) + i * cols; }
@@ -84,6 +88,8 @@ struct MoeWeights {
   const float* router_bias;
   MatrixStack gate_up, down;
   const float *gate_up_bias, *down_bias;  // [experts, 2 I], [experts, hidden]
+  // Experts whose scales were found good; looked at when they are first used, not at load.
+  mutable std::vector<uint8_t> checked;
 };
 
 struct HeadWeights {
@@ -147,8 +153,9 @@ class Context {
   // Takes what was recorded; Run carries it out. Apart because only the second runs without the GIL.
   using Recorded = std::vector<std::function<void()>>;
   Recorded TakeRecorded() { return std::exchange(recorded_, {}); }
-  void Run(Recorded ops);
-  bool idle() const { return recorded_.empty(); }
+  // Waits for a run in another thread, also when there is nothing to run. The result is empty, or what
+  // was wrong with the weights that the ops met.
+  std::string Run(Recorded ops);
 
   void PackMatrix(const void* rows, bool f32, int64_t row_stride, int num_rows, int cols,
                   uint8_t* panels);
@@ -172,6 +179,7 @@ class Context {
   Recorded recorded_;
   std::mutex running_;
   ExpertHook expert_hook_;
+  std::string error_;
 };
 
 }  // namespace ossia

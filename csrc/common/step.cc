@@ -213,7 +213,10 @@ void Step::Attention(const Value& qkv, const AttentionWeights& w, int window,
   base.f32_cache = cache->f32;
   base.out_stride = out->cols;
   base.split = -1;
-  const bool one_token_each = qkv.rows == index.num_sequences;
+  bool one_token_each = true;
+  for (int s = 0; s < index.num_sequences; ++s) {
+    one_token_each = one_token_each && index.cu_seqlens[s + 1] - index.cu_seqlens[s] == 1;
+  }
   if (one_token_each && window == 0 && static_cast<int>(tasks.size()) < 4 * c_.pool_.size()) {
     int longest = 0;
     for (int64_t t = 0; t < qkv.rows; ++t) longest = std::max(longest, paged.positions[t] + 1);
@@ -354,6 +357,30 @@ void Step::Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing
   }
 }
 
+void Step::CheckScales(const MoeWeights& w, const std::vector<int>& experts) {
+  std::vector<int> unchecked;
+  for (const int e : experts) {
+    if (!w.checked[e]) unchecked.push_back(e);
+  }
+  if (unchecked.empty()) return;
+  std::atomic<int> bad{-1};
+  c_.pool_.ParallelFor(static_cast<int>(unchecked.size()), [&](int i, int) {
+    for (const MatrixStack* stack : {&w.gate_up, &w.down}) {
+      const Matrix m = stack->at(unchecked[i]);
+      if (m.format != Format::kMxfp4) continue;
+      uint8_t largest = 0;
+      for (int64_t j = 0; j < stack->scales_stride; ++j) largest = std::max(largest, m.scales[j]);
+      if (largest > kLargestScaleByte) bad = unchecked[i];
+    }
+    w.checked[unchecked[i]] = 1;
+  });
+  if (bad < 0) return;
+  w.checked[bad] = 0;
+  c_.error_ = "[moe] expected MXFP4 scale bytes up to " + std::to_string(kLargestScaleByte) +
+              ", but expert " + std::to_string(bad) + " of a layer holds larger ones: its weights " +
+              "are damaged; fetch the checkpoint again";
+}
+
 template <typename Fn>
 void Step::ForExperts(const Routing& routing, int num_rows, Fn&& fn) {
   const int chunks = CeilDiv(num_rows, kTaskRows);
@@ -380,6 +407,7 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
   Routing routing;
   Route(normed, w, x.rows, &routing);
   if (c_.expert_hook_) c_.expert_hook_(w, routing.active);
+  CheckScales(w, routing.active);
 
   const int num_slots = static_cast<int>(routing.slots.size());
   // Rows of the slots in the order of `slots`, so that an expert's lie together.
@@ -393,10 +421,7 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
   for (int i = 0; i < num_slots; ++i) {
     uint8_t* row = mid_buffer->data() + mid_bytes * i;
     (quantise_mid ? mid.quantised : mid.plain).push_back(row);
-    if (!quantise_mid) continue;
-    for (int b = NumBlocks(w.intermediate); b < 4 * layout.groups; ++b) {
-      ops_.quantise_block(nullptr, 0, w.intermediate, b, row);
-    }
+    if (quantise_mid) ops_.begin_row(w.intermediate, row);
   }
   ForExperts(routing, 2 * w.intermediate, [&](int expert, int row, int end, int first, int count, int thread) {
     float* tile = c_.threads_[thread]->tile;

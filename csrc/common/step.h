@@ -56,6 +56,7 @@ class Step {
   // Runs one phase of the experts: fn(args with weight, rows, tokens set, expert, first slot).
   struct Routing;
   void Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing);
+  void CheckScales(const MoeWeights& w, const std::vector<int>& experts);
   template <typename Fn>
   void ForExperts(const Routing& routing, int num_rows, Fn&& fn);
 

@@ -47,23 +47,28 @@ OSSIA_INLINE void QuantiseFullBlock(const float* p, const QuantLayout& layout, i
                                     uint8_t* out) {
   F32x16 even, odd;
   LoadPairs(p, &even, &odd);
+  // As integers the bits of magnitudes have their order, with NaN above infinity.
   const int32_t bits = MaxLanesI32(MaxI32(AbsBits(even), AbsBits(odd)));
   float largest;
   memcpy(&largest, &bits, 4);
-  const float scale = largest / 127.0f;
-  // Magnitudes that small have no reciprocal; they count as 0. NaN and infinity live on in the scale.
-  const bool usable = largest > 1e-35f && largest <= 3.402823466e38f;
-  const F32x16 inverse = Set(usable ? 127.0f / largest : 0.0f);
-  const I32x16 zero = SetI32(0);
-  const I32x16 e = usable ? RoundToI32(Mul(even, inverse)) : zero;
-  const I32x16 o = usable ? RoundToI32(Mul(odd, inverse)) : zero;
+  const bool usable = largest >= kSmallestActivation && largest <= kLargestActivation;
+  I32x16 e = SetI32(0), o = e;
+  float scale = 1;
+  if (usable) {
+    const F32x16 inverse = Set(127.0f / largest);
+    e = RoundToI32(Mul(even, inverse));
+    o = RoundToI32(Mul(odd, inverse));
+    scale = largest / 127.0f;
+  } else if (!(largest < kSmallestActivation)) {
+    const uint32_t nan = 0x7FC00000;  // blocks of a row may be written by several threads
+    __atomic_store_n(reinterpret_cast<uint32_t*>(out + layout.poison()), nan, __ATOMIC_RELAXED);
+  }
   const int64_t group = block / 4, in_group = block % 4;
   int8_t* values = reinterpret_cast<int8_t*>(out + layout.values() + 128 * group + 16 * in_group);
   StoreI8(e, values);
   StoreI8(o, values + 64);
   const int32_t sum = SumLanesI32(AddI32(e, o));
-  const float stored = largest <= 1e-35f ? 0.0f : scale;
-  const float scales[4] = {stored, stored, stored, stored};
+  const float scales[4] = {scale, scale, scale, scale};
   memcpy(out + layout.scales() + 64 * group + 16 * in_group, scales, 16);
   const int32_t minus12[4] = {-12 * sum, 0, 0, 0};
   memcpy(out + layout.minus12() + 64 * group + 16 * in_group, minus12, 16);
@@ -82,29 +87,34 @@ inline void QuantiseBlock(const float* x, int n, int cols, int block, uint8_t* o
   QuantiseFullBlock(padded, layout, block, out);
 }
 
+inline void BeginRow(int cols, uint8_t* out) {
+  const QuantLayout layout(cols);
+  memset(out + layout.poison(), 0, 4);
+  for (int b = NumBlocks(cols); b < 4 * layout.groups; ++b) QuantiseBlock(nullptr, 0, cols, b, out);
+}
+
 inline void Quantise(const float* x, int cols, uint8_t* out) {
+  BeginRow(cols, out);
   const QuantLayout layout(cols);
   const int full = cols / kBlock;
   for (int b = 0; b < full; ++b) QuantiseFullBlock(x + kBlock * b, layout, b, out);
-  for (int b = full; b < 4 * layout.groups; ++b) {
-    const int left = cols - kBlock * b;
-    QuantiseBlock(x + kBlock * b, left > 0 ? left : 0, cols, b, out);
-  }
+  if (cols % kBlock != 0) QuantiseBlock(x + kBlock * full, cols % kBlock, cols, full, out);
 }
 
 inline void PackPanel(const void* rows, bool f32, int64_t row_stride, int num_rows, int cols,
                       uint8_t* panel) {
-  const int num_blocks = 2 * CeilDiv(NumBlocks(cols), 2);
+  const int num_blocks = NumBlocks(cols);
   const int64_t item = f32 ? 4 : 2;
   for (int b = 0; b < num_blocks; ++b) {
-    uint8_t* weights = panel + static_cast<int64_t>(b / 2) * kPanelPairBytes + 512 * (b % 2);
-    uint8_t* scales = panel + static_cast<int64_t>(b / 2) * kPanelPairBytes + 1024 + 32 * (b % 2);
+    const int position = PanelPosition(num_blocks, b);
+    uint8_t* weights = panel + PanelWeights(position);
+    uint8_t* scales = panel + PanelScales(position);
     const int width = cols - kBlock * b < kBlock ? cols - kBlock * b : kBlock;
     float quantised_scale[16];
     int8_t bytes[16][32];
     for (int r = 0; r < 16; ++r) {
       F32x16 even = ZeroF32(), odd = ZeroF32();
-      if (r < num_rows && width > 0) {
+      if (r < num_rows) {
         const uint8_t* p = static_cast<const uint8_t*>(rows) + (r * row_stride + kBlock * b) * item;
         alignas(64) uint8_t padded[4 * kBlock] = {};
         if (width < kBlock) {

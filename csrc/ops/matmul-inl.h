@@ -15,6 +15,17 @@
 
 namespace ossia::OSSIA_TARGET {
 
+OSSIA_INLINE float LoadFloat(const uint8_t* p) {
+  float x;
+  memcpy(&x, p, 4);
+  return x;
+}
+OSSIA_INLINE int32_t LoadInt(const uint8_t* p) {
+  int32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
 // -- MXFP4 rows ------------------------------------------------------------------------------
 
 struct RowQuad {
@@ -28,7 +39,7 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
                       const uint8_t* const* tokens, const uint8_t* ahead, float* out, int64_t ld) {
   F32x16 chains[N];
   for (int n = 0; n < N; ++n) chains[n] = ZeroF32();
-  const auto accumulate = [&](const U8x64 bytes[4], F32x16 scale, int64_t g) __attribute__((always_inline)) {
+  const auto accumulate = [&](const U8x64 bytes[4], I32x16 scale, int64_t g) __attribute__((always_inline)) {
     U8x64 low[4], high[4];
     for (int r = 0; r < 4; ++r) DecodeFp4(bytes[r], &low[r], &high[r]);
 #pragma GCC unroll 8
@@ -41,7 +52,7 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
       const F32x16 token_scale =
           Load(reinterpret_cast<const float*>(a + layout.scales() + 64 * g));
       chains[n] = Fma(ToF32(SumQuads(sums[0], sums[1], sums[2], sums[3])),
-                      Mul(scale, token_scale), chains[n]);
+                      AddToExponent(token_scale, scale), chains[n]);
     }
   };
   const int full = num_blocks / 4, rest = num_blocks % 4;
@@ -67,7 +78,8 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
   for (int n = 0; n < N; ++n) {
     float sums[4];
     StoreChainSums(chains[n], sums);
-    for (int r = 0; r < 4; ++r) out[n * ld + r] = 0.5f * sums[r];  // nibbles were doubled
+    const float poison = LoadFloat(tokens[n] + layout.poison());
+    for (int r = 0; r < 4; ++r) out[n * ld + r] = 0.5f * sums[r] + poison;  // nibbles were doubled
   }
 }
 
@@ -111,98 +123,90 @@ inline void Mxfp4RowsDispatch(const MatmulArgs& args, int count, const uint8_t* 
 
 // -- Q8 panels -------------------------------------------------------------------------------
 
-// The activation bytes of block b that multiply vector j of a panel's block.
-OSSIA_INLINE int64_t ActivationOffset(int64_t block, int j) {
-  return 128 * (block / 4) + 16 * (block % 4) + 64 * (j / 4) + 4 * (j % 4);
-}
-
-OSSIA_INLINE float LoadFloat(const uint8_t* p) {
-  float x;
-  memcpy(&x, p, 4);
-  return x;
-}
-OSSIA_INLINE int32_t LoadInt(const uint8_t* p) {
-  int32_t x;
-  memcpy(&x, p, 4);
-  return x;
-}
-
 // One token against one panel, into 16 results.
 inline F32x16 Q8Vector(const uint8_t* panel, int num_blocks, const QuantLayout& layout,
                        const uint8_t* a, int prefetch_bytes) {
-  F32x16 chains[4] = {ZeroF32(), ZeroF32(), ZeroF32(), ZeroF32()};
-  const int pairs = CeilDiv(num_blocks, 2);
-  const auto pair = [&](int64_t p, F32x16* chain) __attribute__((always_inline)) {
-    const uint8_t* at = panel + p * kPanelPairBytes;
-    for (int line = 0; line < kPanelPairBytes; line += 64) {
-      __builtin_prefetch(at + prefetch_bytes + line, 0, 2);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const int64_t block = 2 * p + i;
-      I32x16 sum = SetI32(LoadInt(a + layout.bias() + 4 * block));
+  F32x16 chains[4];
+  int position = 0;
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    chains[c] = ZeroF32();
+    for (int64_t b = c; b < num_blocks; b += 4, ++position) {
+      const uint8_t* weights = panel + PanelWeights(position);
+#pragma GCC unroll 8
+      for (int line = 0; line < 512; line += 64) {
+        __builtin_prefetch(weights + prefetch_bytes + line, 0, 2);
+      }
+      const uint8_t* values = a + layout.values() + 128 * (b / 4) + 16 * c;
+      I32x16 sum = SetI32(LoadInt(a + layout.bias() + 4 * b));
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
-        sum = DotQ8(sum, LoadBytes(at + 512 * i + 64 * j),
-                    BroadcastI32(a + layout.values() + ActivationOffset(block, j)));
+        sum = DotQ8(sum, LoadBytes(weights + 64 * j),
+                    BroadcastI32(values + 64 * (j / 4) + 4 * (j % 4)));
       }
-      const F32x16 scale = Mul(LoadBf16(reinterpret_cast<const uint16_t*>(at + 1024 + 32 * i)),
-                               Set(LoadFloat(a + layout.scales() + 16 * block)));
-      chain[i] = Fma(ToF32(sum), scale, chain[i]);
+      const F32x16 scale =
+          Mul(LoadBf16(reinterpret_cast<const uint16_t*>(panel + PanelScales(position))),
+              Set(LoadFloat(a + layout.scales() + 16 * b)));
+      chains[c] = Fma(ToF32(sum), scale, chains[c]);
     }
-  };
-  for (int p = 0; p + 2 <= pairs; p += 2) {
-    pair(p, chains);
-    pair(p + 1, chains + 2);
   }
-  if (pairs % 2 != 0) pair(pairs - 1, chains);
-  return Add(Add(chains[0], chains[1]), Add(chains[2], chains[3]));
+  const F32x16 sum = Add(Add(chains[0], chains[1]), Add(chains[2], chains[3]));
+  return Add(sum, Set(LoadFloat(a + layout.poison())));
 }
 
-// NT tokens against NP panels. `factor` is a power of two (1/2 for doubled nibbles).
-template <int NT, int NP>
+// Lines to fetch while a tile works: `lines` with each block, from `at` up to `end`.
+struct Ahead {
+  const uint8_t *at, *end;
+  int lines;
+};
+
+// NT tokens against NP panels. kFp4: the panels are decoded MXFP4, whose scales are what to add to an
+// exponent (upper half of the bits), and whose nibbles were doubled.
+template <bool kFp4, int NT, int NP>
 inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayout& layout,
-                   const uint8_t* const* tokens, const uint8_t* ahead, F32x16 factor,
-                   F32x16 (*out)[NP]) {
+                   const uint8_t* const* tokens, Ahead* ahead, F32x16 (*out)[NP]) {
   F32x16 first[NT][NP], second[NT][NP];
-  // Blocks beyond the last are zeros in the activations, but panels hold whole pairs only.
-  const int stored = 2 * CeilDiv(num_blocks, 2);
+  int position = 0;
   for (int c = 0; c < 4; ++c) {
     F32x16 chain[NT][NP];
+#pragma GCC unroll 16
     for (int t = 0; t < NT; ++t) {
+#pragma GCC unroll 4
       for (int p = 0; p < NP; ++p) chain[t][p] = ZeroF32();
     }
-    for (int64_t b = c; b < stored; b += 4) {
-      const int64_t at = (b / 2) * kPanelPairBytes + 512 * (b % 2);
-      const int64_t scale_at = (b / 2) * kPanelPairBytes + 1024 + 32 * (b % 2);
+    for (int64_t b = c; b < num_blocks; b += 4, ++position) {
+      const int64_t at = PanelWeights(position), scale_at = PanelScales(position);
+      const int64_t values = layout.values() + 128 * (b / 4) + 16 * c;
       I32x16 sums[NT][NP];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int t = 0; t < NT; ++t) {
         const I32x16 bias = SetI32(LoadInt(tokens[t] + layout.bias() + 4 * b));
+#pragma GCC unroll 4
         for (int p = 0; p < NP; ++p) sums[t][p] = bias;
       }
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
         U8x64 w[NP];
+#pragma GCC unroll 4
         for (int p = 0; p < NP; ++p) w[p] = LoadBytes(panels[p] + at + 64 * j);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int t = 0; t < NT; ++t) {
-          const U8x64 a = BroadcastI32(tokens[t] + ActivationOffset(b, j));
+          const U8x64 a = BroadcastI32(tokens[t] + values + 64 * (j / 4) + 4 * (j % 4));
+#pragma GCC unroll 4
           for (int p = 0; p < NP; ++p) sums[t][p] = DotQ8(sums[t][p], w[p], a);
         }
       }
-      if (ahead != nullptr) {
-        for (int line = 0; line < NP * kPanelPairBytes / 2; line += 64) {
-          __builtin_prefetch(ahead + line, 0, 2);
-        }
-        ahead += NP * kPanelPairBytes / 2;
+      for (int line = 0; line < ahead->lines && ahead->at < ahead->end; ++line) {
+        __builtin_prefetch(ahead->at, 0, 2);
+        ahead->at += 64;
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int p = 0; p < NP; ++p) {
         const F32x16 scale = LoadBf16(reinterpret_cast<const uint16_t*>(panels[p] + scale_at));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int t = 0; t < NT; ++t) {
-          const F32x16 s = Mul(scale, Set(LoadFloat(tokens[t] + layout.scales() + 16 * b)));
+          const F32x16 token_scale = Set(LoadFloat(tokens[t] + layout.scales() + 16 * b));
+          const F32x16 s = kFp4 ? AddToExponent(token_scale, BitsOfF32(scale)) : Mul(scale, token_scale);
           chain[t][p] = Fma(ToF32(sums[t][p]), s, chain[t][p]);
         }
       }
@@ -212,27 +216,30 @@ inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayo
         if (c == 0) first[t][p] = chain[t][p];
         if (c == 1) first[t][p] = Add(first[t][p], chain[t][p]);
         if (c == 2) second[t][p] = chain[t][p];
-        if (c == 3) out[t][p] = Mul(Add(first[t][p], Add(second[t][p], chain[t][p])), factor);
+        if (c == 3) {
+          const F32x16 sum = Add(first[t][p], Add(second[t][p], chain[t][p]));
+          out[t][p] = Add(kFp4 ? Mul(Set(0.5f), sum) : sum,
+                          Set(LoadFloat(tokens[t] + layout.poison())));
+        }
       }
     }
   }
 }
 
 // num_tokens <= NT against panels that lie `stride` bytes apart; rows of the result from out on.
-template <int NT, int NP>
+template <bool kFp4, int NT, int NP>
 inline void Q8TileOf(const uint8_t* panel, int64_t stride, int num_rows, int cols, int num_tokens,
-                     const uint8_t* const* tokens, const uint8_t* ahead, float factor, float* out,
-                     int64_t ld) {
+                     const uint8_t* const* tokens, Ahead* ahead, float* out, int64_t ld) {
   if constexpr (NT > 1) {
     if (num_tokens < NT) {
-      Q8TileOf<NT - 1, NP>(panel, stride, num_rows, cols, num_tokens, tokens, ahead, factor, out, ld);
+      Q8TileOf<kFp4, NT - 1, NP>(panel, stride, num_rows, cols, num_tokens, tokens, ahead, out, ld);
       return;
     }
   }
   const uint8_t* panels[NP];
   for (int p = 0; p < NP; ++p) panels[p] = panel + p * stride;
   F32x16 tile[NT][NP];
-  Q8Tile<NT, NP>(panels, NumBlocks(cols), QuantLayout(cols), tokens, ahead, Set(factor), tile);
+  Q8Tile<kFp4, NT, NP>(panels, NumBlocks(cols), QuantLayout(cols), tokens, ahead, tile);
   for (int t = 0; t < NT; ++t) {
     for (int p = 0; p < NP; ++p) {
       const int left = num_rows - kPanelRows * p;
@@ -248,22 +255,25 @@ inline void Q8TileOf(const uint8_t* panel, int64_t stride, int num_rows, int col
 
 // All tokens against the panels of num_rows rows. `fetch_behind`: panels come from memory, so those
 // that follow are fetched while the first tokens use these.
-inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, bool fetch_behind, float factor,
-                     int num_tokens, const uint8_t* const* tokens, float* out, int64_t ld) {
+template <bool kFp4>
+inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, bool fetch_behind, int num_tokens, const uint8_t* const* tokens, float* out, int64_t ld) {
   const int64_t stride = PanelBytes(cols);
   constexpr int kRows = kTilePanels * kPanelRows;
   for (int row = 0; row < num_rows; row += kRows, panel += kTilePanels * stride) {
     const int left = num_rows - row;
-    const uint8_t* ahead = fetch_behind ? panel + kTilePanels * stride : nullptr;
+    // The next panels, spread evenly over the tiles of these: a burst would hold up their loads.
+    const uint8_t* next = panel + kTilePanels * stride;
+    const int tiles = CeilDiv(num_tokens, kTileTokens);
+    const int lines = CeilDiv(kTilePanels * kPanelPairBytes / 64 / 2, tiles);
+    Ahead ahead{next, next + kTilePanels * stride, fetch_behind ? lines : 0};
     for (int t = 0; t < num_tokens; t += kTileTokens) {
       const int count = num_tokens - t < kTileTokens ? num_tokens - t : kTileTokens;
-      const uint8_t* fetch = t == 0 ? ahead : nullptr;
       float* to = out + t * ld + row;
       if (left > (kTilePanels - 1) * kPanelRows) {
-        Q8TileOf<kTileTokens, kTilePanels>(panel, stride, left, cols, count, tokens + t, fetch,
-                                           factor, to, ld);
+        Q8TileOf<kFp4, kTileTokens, kTilePanels>(panel, stride, left, cols, count, tokens + t,
+                                                 &ahead, to, ld);
       } else {
-        Q8TileOf<kTileTokens, 1>(panel, stride, left, cols, count, tokens + t, fetch, factor, to, ld);
+        Q8TileOf<kFp4, kTileTokens, 1>(panel, stride, left, cols, count, tokens + t, &ahead, to, ld);
       }
     }
   }
@@ -283,25 +293,17 @@ inline void DecodePanels(const Matrix& w, int row_begin, int row_end, uint8_t* t
     }
     for (int b = 0; b < num_blocks; b += 4) {
       const int count = num_blocks - b < 4 ? num_blocks - b : 4;
-      uint8_t* into[4];
+      uint8_t *into[4], *scale[4];
       for (int i = 0; i < count; ++i) {
-        into[i] = to + static_cast<int64_t>((b + i) / 2) * kPanelPairBytes + 512 * ((b + i) % 2);
-        uint8_t* scale = to + static_cast<int64_t>((b + i) / 2) * kPanelPairBytes + 1024 +
-                         32 * ((b + i) % 2);
-        for (int r = 0; r < 16; ++r) {
-          const uint16_t byte = scales[r][b + i];
-          const uint16_t bits = byte == 0 ? 0x0040 : static_cast<uint16_t>(byte << 7);
-          memcpy(scale + 2 * r, &bits, 2);
-        }
+        const int position = PanelPosition(num_blocks, b + i);
+        into[i] = to + PanelWeights(position);
+        scale[i] = to + PanelScales(position);
       }
       const uint8_t* rows[16];
+      for (int r = 0; r < 16; ++r) rows[r] = scales[r] + b;
+      Mxfp4PanelScales(rows, count, scale);
       for (int r = 0; r < 16; ++r) rows[r] = blocks[r] + 16 * b;
       DecodeFp4Panel(rows, count, into);
-    }
-    if (num_blocks % 2 != 0) {  // the pair's other half
-      uint8_t* pair = to + static_cast<int64_t>(num_blocks / 2) * kPanelPairBytes;
-      memset(pair + 512, kQ8Bias, 512);
-      memset(pair + 1024 + 32, 0, 32);
     }
   }
 }
@@ -315,7 +317,7 @@ OSSIA_INLINE void LoadExact(const Matrix& w, int64_t row, int col, int width, F3
     const int64_t block = row * (w.cols / kBlock) + col / kBlock;
     DecodeFp4F32(w.data + 16 * block, x, y);
     const uint32_t byte = w.scales[block];
-    const uint32_t bits = byte == 255 ? 0x7FC00000 : byte == 0 ? 0x00400000 : byte << 23;
+    const uint32_t bits = byte == 0 ? 0x00400000 : byte << 23;  // 255 was refused
     float scale;
     memcpy(&scale, &bits, 4);
     *x = Mul(*x, Set(scale));
@@ -410,8 +412,8 @@ inline void Matmul(const MatmulArgs& args) {
     }
     args.scratch->counts[kMxfp4Panels]++;
     DecodePanels(w, args.row_begin, args.row_end, args.scratch->bytes);
-    Q8Panels(args.scratch->bytes, num_rows, w.cols, false, 0.5f, args.num_tokens, tokens, args.out,
-             args.ld);
+    Q8Panels<true>(args.scratch->bytes, num_rows, w.cols, false, args.num_tokens, tokens, args.out,
+                   args.ld);
     return;
   }
   const uint8_t* panel = w.data + args.row_begin / kPanelRows * PanelBytes(w.cols);
@@ -430,7 +432,7 @@ inline void Matmul(const MatmulArgs& args) {
     return;
   }
   args.scratch->counts[kQ8Tile]++;
-  Q8Panels(panel, num_rows, w.cols, true, 1.0f, args.num_tokens, tokens, args.out, args.ld);
+  Q8Panels<false>(panel, num_rows, w.cols, true, args.num_tokens, tokens, args.out, args.ld);
 }
 
 }  // namespace ossia::OSSIA_TARGET

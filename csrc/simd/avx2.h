@@ -264,11 +264,21 @@ OSSIA_INLINE __m256i SumQuads8(__m256i r0, __m256i r1, __m256i r2, __m256i r3) {
 OSSIA_INLINE I32x16 SumQuads(I32x16 r0, I32x16 r1, I32x16 r2, I32x16 r3) {
   return {SumQuads8(r0.a, r1.a, r2.a, r3.a), SumQuads8(r0.b, r1.b, r2.b, r3.b)};
 }
-OSSIA_INLINE __m256 Mxfp4Scales8(__m128i bytes) {
+OSSIA_INLINE __m256i Mxfp4Scales8(__m128i bytes) {
   const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23);
-  return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x00400000)));
+  return _mm256_sub_epi32(bits, _mm256_set1_epi32(127 << 23));
 }
-OSSIA_INLINE F32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
+OSSIA_INLINE __m256 AddToExponent8(__m256 scale, __m256i shifted) {
+  const __m256i sum = _mm256_add_epi32(_mm256_castps_si256(scale), shifted);
+  return _mm256_castsi256_ps(_mm256_max_epi32(sum, _mm256_set1_epi32(0x00800000)));
+}
+OSSIA_INLINE F32x16 AddToExponent(F32x16 scale, I32x16 shifted) {
+  return {AddToExponent8(scale.a, shifted.a), AddToExponent8(scale.b, shifted.b)};
+}
+OSSIA_INLINE I32x16 BitsOfF32(F32x16 x) {
+  return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
+}
+OSSIA_INLINE I32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
                                 const uint8_t* s3) {
   int32_t x[4];
   __builtin_memcpy(&x[0], s0, 4);
@@ -285,6 +295,17 @@ OSSIA_INLINE void StoreDwords(__m128i x, uint8_t* p) {  // 64 bytes apart
                         _mm_extract_epi32(x, 3)};
   for (int j = 0; j < 4; ++j) __builtin_memcpy(p + 64 * j, &d[j], 4);
 }
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
+                                   uint8_t* const scale[4]) {
+  for (int r = 0; r < 16; ++r) {
+    for (int b = 0; b < num_blocks; ++b) {
+      const uint16_t bits = static_cast<uint16_t>((row[r][b] - 127) * 128);
+      __builtin_memcpy(scale[b] + 2 * r, &bits, 2);
+    }
+  }
+}
+
 OSSIA_INLINE void DecodeFp4Panel(const uint8_t* const row[16], int num_blocks,
                                  uint8_t* const block[4]) {
   const __m128i table = _mm256_castsi256_si128(Fp4Table(kQ8Bias)), mask = _mm_set1_epi8(15);
@@ -296,6 +317,65 @@ OSSIA_INLINE void DecodeFp4Panel(const uint8_t* const row[16], int num_blocks,
                   block[b] + 256 + 4 * r);
     }
   }
+}
+
+// -- float64 ---------------------------------------------------------------------------------
+
+OSSIA_INLINE F64x8 SetF64(double x) { return {_mm256_set1_pd(x), _mm256_set1_pd(x)}; }
+OSSIA_INLINE F64x8 LoadF64(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+OSSIA_INLINE F64x8 WidenF32(const float* p) {
+  return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))};
+}
+OSSIA_INLINE void StoreF64(F64x8 x, double* p) {
+  _mm256_storeu_pd(p, x.a);
+  _mm256_storeu_pd(p + 4, x.b);
+}
+OSSIA_INLINE F64x8 AddF64(F64x8 x, F64x8 y) {
+  return {_mm256_add_pd(x.a, y.a), _mm256_add_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 SubF64(F64x8 x, F64x8 y) {
+  return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 MulF64(F64x8 x, F64x8 y) {
+  return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 DivF64(F64x8 x, F64x8 y) {
+  return {_mm256_div_pd(x.a, y.a), _mm256_div_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 MaxF64(F64x8 x, F64x8 y) {
+  return {_mm256_max_pd(x.a, y.a), _mm256_max_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 MinF64(F64x8 x, F64x8 y) {
+  return {_mm256_min_pd(x.a, y.a), _mm256_min_pd(x.b, y.b)};
+}
+OSSIA_INLINE F64x8 IfLessF64(F64x8 x, F64x8 y, F64x8 value, F64x8 other) {
+  return {_mm256_blendv_pd(other.a, value.a, _mm256_cmp_pd(x.a, y.a, _CMP_LT_OQ)),
+          _mm256_blendv_pd(other.b, value.b, _mm256_cmp_pd(x.b, y.b, _CMP_LT_OQ))};
+}
+OSSIA_INLINE F64x8 KeepBitsF64(F64x8 x, uint32_t bits, F64x8 other) {
+  const __m256i all = _mm256_set1_epi64x(bits);
+  const __m256i low = _mm256_setr_epi64x(1, 2, 4, 8), high = _mm256_setr_epi64x(16, 32, 64, 128);
+  const __m256i keep_a = _mm256_cmpeq_epi64(_mm256_and_si256(all, low), low);
+  const __m256i keep_b = _mm256_cmpeq_epi64(_mm256_and_si256(all, high), high);
+  return {_mm256_blendv_pd(other.a, x.a, _mm256_castsi256_pd(keep_a)),
+          _mm256_blendv_pd(other.b, x.b, _mm256_castsi256_pd(keep_b))};
+}
+OSSIA_INLINE __m256d AddExponent4(__m256d x, __m256d n) {
+  const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(n), 52);
+  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(x), exponent));
+}
+OSSIA_INLINE F64x8 AddExponentF64(F64x8 x, F64x8 n) {
+  return {AddExponent4(x.a, n.a), AddExponent4(x.b, n.b)};
+}
+OSSIA_INLINE double SumLanesF64(F64x8 v) {
+  const __m256d x = _mm256_add_pd(v.a, v.b);
+  const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+}
+OSSIA_INLINE double MaxLanesF64(F64x8 v) {
+  const __m256d x = _mm256_max_pd(v.a, v.b);
+  const __m128d y = _mm_max_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_max_sd(y, _mm_unpackhi_pd(y, y)));
 }
 
 }  // namespace ossia::avx2

@@ -14,9 +14,10 @@ namespace ossia::avx512 {
 
 // Q8 weights are stored with this added, so that they are the unsigned operand of vpdpbusd.
 constexpr int kQ8Bias = 128;
-// The register tile of the Q8 product: tokens x panels of 16 rows. 6 * 2 int32 sums, 6 * 2 float
-// chains, 2 weights, 1 activation and 2 scales fill 29 of the 32 registers.
-constexpr int kTileTokens = 6;
+// The register tile of the Q8 product: tokens x panels of 16 rows. 4 * 2 int32 sums, as many float
+// chains, weights, activation and scales leave a few registers free; with 6 * 2 the compiler spills,
+// and a store costs as much as a dot product.
+constexpr int kTileTokens = 4;
 constexpr int kTilePanels = 2;
 // Tokens for which one decoded MXFP4 tile is used in the row-wise product: one float chain each.
 constexpr int kRowTokens = 8;
@@ -191,8 +192,8 @@ OSSIA_INLINE I32x16 SumQuads(I32x16 r0, I32x16 r1, I32x16 r2, I32x16 r3) {
       _mm512_add_epi32(_mm512_unpacklo_epi32(r2.v, r3.v), _mm512_unpackhi_epi32(r2.v, r3.v));
   return {_mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))};
 }
-// Four scale bytes of each of four rows to 2^(byte - 127) as [block][row]; byte 0 is 2^-127.
-OSSIA_INLINE F32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
+// Four scale bytes of each of four rows as what they add to a float's bits, [block][row].
+OSSIA_INLINE I32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
                                 const uint8_t* s3) {
   int32_t x[4];
   __builtin_memcpy(&x[0], s0, 4);
@@ -203,8 +204,15 @@ OSSIA_INLINE F32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint
   const __m128i blocks = _mm_shuffle_epi8(
       rows, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(blocks), 23);
-  return {_mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_set1_epi32(0x00400000)))};
+  return {_mm512_sub_epi32(bits, _mm512_set1_epi32(127 << 23))};
 }
+// scale * 2^n for a positive scale and n << 23; at least the smallest normal number. Integer
+// additions, because products and dot products share their ports.
+OSSIA_INLINE F32x16 AddToExponent(F32x16 scale, I32x16 shifted) {
+  const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(scale.v), shifted.v);
+  return {_mm512_castsi512_ps(_mm512_max_epi32(sum, _mm512_set1_epi32(0x00800000)))};
+}
+OSSIA_INLINE I32x16 BitsOfF32(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
 
 OSSIA_INLINE void Transpose16x16(__m512i x[16]) {
   __m512i t[16];
@@ -247,6 +255,64 @@ OSSIA_INLINE void DecodeFp4Panel(const uint8_t* const row[16], int num_blocks,
       _mm512_storeu_si512(block[b] + 256 + 64 * j,
                           _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table));
     }
+  }
+}
+
+// -- float64 ---------------------------------------------------------------------------------
+
+OSSIA_INLINE F64x8 SetF64(double x) { return {_mm512_set1_pd(x)}; }
+OSSIA_INLINE F64x8 LoadF64(const double* p) { return {_mm512_loadu_pd(p)}; }
+OSSIA_INLINE F64x8 WidenF32(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+OSSIA_INLINE void StoreF64(F64x8 a, double* p) { _mm512_storeu_pd(p, a.v); }
+OSSIA_INLINE F64x8 AddF64(F64x8 a, F64x8 b) { return {_mm512_add_pd(a.v, b.v)}; }
+OSSIA_INLINE F64x8 SubF64(F64x8 a, F64x8 b) { return {_mm512_sub_pd(a.v, b.v)}; }
+OSSIA_INLINE F64x8 MulF64(F64x8 a, F64x8 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+OSSIA_INLINE F64x8 DivF64(F64x8 a, F64x8 b) { return {_mm512_div_pd(a.v, b.v)}; }
+// Of an unordered pair, and of equals, the second operand.
+OSSIA_INLINE F64x8 MaxF64(F64x8 a, F64x8 b) { return {_mm512_max_pd(a.v, b.v)}; }
+OSSIA_INLINE F64x8 MinF64(F64x8 a, F64x8 b) { return {_mm512_min_pd(a.v, b.v)}; }
+// value where a < b, else other.
+OSSIA_INLINE F64x8 IfLessF64(F64x8 a, F64x8 b, F64x8 value, F64x8 other) {
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), other.v, value.v)};
+}
+// Lane i of a where bit i of the lowest eight is 1, else other.
+OSSIA_INLINE F64x8 KeepBitsF64(F64x8 a, uint32_t bits, F64x8 other) {
+  return {_mm512_mask_blend_pd(static_cast<__mmask8>(bits), other.v, a.v)};
+}
+// The bits of a plus those of n shifted up by 52: a * 2^n where n is 1.5 * 2^52 plus a whole number.
+OSSIA_INLINE F64x8 AddExponentF64(F64x8 a, F64x8 n) {
+  const __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(n.v), 52);
+  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), exponent))};
+}
+// Lane i + lane i + 4, then + 2, + 1.
+OSSIA_INLINE double SumLanesF64(F64x8 a) {
+  const __m256d x = _mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+  const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+}
+// In the same order, with MaxF64.
+OSSIA_INLINE double MaxLanesF64(F64x8 a) {
+  const __m256d x = _mm256_max_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+  const __m128d y = _mm_max_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_max_sd(y, _mm_unpackhi_pd(y, y)));
+}
+
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
+                                   uint8_t* const scale[4]) {
+  int32_t x[16] = {};
+  if (num_blocks == 4) {
+    for (int r = 0; r < 16; ++r) __builtin_memcpy(&x[r], row[r], 4);
+  } else {
+    for (int r = 0; r < 16; ++r) __builtin_memcpy(&x[r], row[r], num_blocks);
+  }
+  const __m512i bytes = _mm512_setr_epi32(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9],
+                                          x[10], x[11], x[12], x[13], x[14], x[15]);
+  for (int b = 0; b < num_blocks; ++b) {
+    const __m512i byte = _mm512_and_si512(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(8 * b)),
+                                          _mm512_set1_epi32(0xFF));
+    const __m512i bits = _mm512_sub_epi32(_mm512_slli_epi32(byte, 7), _mm512_set1_epi32(127 << 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(scale[b]), _mm512_cvtepi32_epi16(bits));
   }
 }
 

@@ -274,18 +274,40 @@ OSSIA_INLINE I32x16 SumQuads(I32x16 r0, I32x16 r1, I32x16 r2, I32x16 r3) {
   }
   return out;
 }
-OSSIA_INLINE F32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
+OSSIA_INLINE I32x16 BitsOfF32(F32x16 a) {
+  I32x16 out;
+  memcpy(out.v, a.v, 64);
+  return out;
+}
+OSSIA_INLINE F32x16 AddToExponent(F32x16 scale, I32x16 shifted) {
+  OSSIA_LANES {
+    const int32_t sum = static_cast<int32_t>(BitsOf(scale.v[i]) + static_cast<uint32_t>(shifted.v[i]));
+    scale.v[i] = FloatOfBits(sum > 0x00800000 ? static_cast<uint32_t>(sum) : 0x00800000u);
+  }
+  return scale;
+}
+OSSIA_INLINE I32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint8_t* s2,
                                 const uint8_t* s3) {
-  F32x16 out;
+  I32x16 out;
   const uint8_t* const rows[4] = {s0, s1, s2, s3};
   for (int b = 0; b < 4; ++b) {
     for (int r = 0; r < 4; ++r) {
-      const uint32_t byte = rows[r][b];
-      out.v[4 * b + r] = FloatOfBits(byte == 0 ? 0x00400000u : byte << 23);
+      out.v[4 * b + r] = (rows[r][b] - 127) * (1 << 23);
     }
   }
   return out;
 }
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
+                                   uint8_t* const scale[4]) {
+  for (int r = 0; r < 16; ++r) {
+    for (int b = 0; b < num_blocks; ++b) {
+      const uint16_t bits = static_cast<uint16_t>((row[r][b] - 127) * 128);
+      __builtin_memcpy(scale[b] + 2 * r, &bits, 2);
+    }
+  }
+}
+
 OSSIA_INLINE void DecodeFp4Panel(const uint8_t* const row[16], int num_blocks,
                                  uint8_t* const block[4]) {
   for (int r = 0; r < 16; ++r) {
@@ -298,6 +320,81 @@ OSSIA_INLINE void DecodeFp4Panel(const uint8_t* const row[16], int num_blocks,
       }
     }
   }
+}
+
+#undef OSSIA_LANES
+
+// -- float64 ---------------------------------------------------------------------------------
+
+#define OSSIA_LANES for (int i = 0; i < 8; ++i)
+
+OSSIA_INLINE F64x8 SetF64(double x) {
+  F64x8 a;
+  OSSIA_LANES a.v[i] = x;
+  return a;
+}
+OSSIA_INLINE F64x8 LoadF64(const double* p) {
+  F64x8 a;
+  memcpy(a.v, p, 64);
+  return a;
+}
+OSSIA_INLINE F64x8 WidenF32(const float* p) {
+  F64x8 a;
+  OSSIA_LANES a.v[i] = static_cast<double>(p[i]);
+  return a;
+}
+OSSIA_INLINE void StoreF64(F64x8 a, double* p) { memcpy(p, a.v, 64); }
+OSSIA_INLINE F64x8 AddF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] += b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 SubF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] -= b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 MulF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] *= b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 DivF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] /= b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 MaxF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 MinF64(F64x8 a, F64x8 b) {
+  OSSIA_LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 IfLessF64(F64x8 a, F64x8 b, F64x8 value, F64x8 other) {
+  OSSIA_LANES a.v[i] = a.v[i] < b.v[i] ? value.v[i] : other.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 KeepBitsF64(F64x8 a, uint32_t bits, F64x8 other) {
+  OSSIA_LANES a.v[i] = bits >> i & 1 ? a.v[i] : other.v[i];
+  return a;
+}
+OSSIA_INLINE F64x8 AddExponentF64(F64x8 a, F64x8 n) {
+  uint64_t x[8], y[8];
+  memcpy(x, a.v, 64);
+  memcpy(y, n.v, 64);
+  OSSIA_LANES x[i] += y[i] << 52;
+  memcpy(a.v, x, 64);
+  return a;
+}
+OSSIA_INLINE double SumLanesF64(F64x8 a) {
+  for (int half = 4; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  }
+  return a.v[0];
+}
+OSSIA_INLINE double MaxLanesF64(F64x8 a) {
+  for (int half = 4; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  }
+  return a.v[0];
 }
 
 #undef OSSIA_LANES

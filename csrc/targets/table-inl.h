@@ -9,6 +9,7 @@ inline const OpTable kTable = {
     .q8_bias = kQ8Bias,
     .rms_norm = RmsNorm,
     .quantise = Quantise,
+    .begin_row = BeginRow,
     .quantise_block = QuantiseBlock,
     .pack_panel = PackPanel,
     .matmul = Matmul,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -49,19 +50,34 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(_native.instruction_sets())
 
 
-def _kernel_errors(
+def _op(
     op: Callable[Concatenate[NativeKernels, _P], _R],
 ) -> Callable[Concatenate[NativeKernels, _P], _R]:
-    @functools.wraps(op)
-    def checked(self: NativeKernels, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return op(self, *args, **kwargs)
-        except ValueError as error:
-            if isinstance(error, KernelError):
-                raise
-            raise KernelError(str(error)) from None
+    """One op at a time, whichever thread calls; the extension's errors as KernelError."""
 
-    return checked
+    @functools.wraps(op)
+    def locked(self: NativeKernels, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            try:
+                return op(self, *args, **kwargs)
+            except KernelError:
+                raise
+            except ValueError as error:
+                raise KernelError(str(error)) from None
+            except TypeError:
+                got = ", ".join(_described(value) for value in (*args, *kwargs.values()))
+                raise KernelError(
+                    f"[{op.__name__}] expected the arrays and handles that the protocol names, in "
+                    f"their dtypes and order; got {got}"
+                ) from None
+
+    return locked
+
+
+def _described(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class NativeKernels:
         self._context = _native.Context(instruction_set, self.num_threads, exact)
         self._quantises_dense = not exact and dense_dtype == "int8"
         self._angles: dict[Rope, _Angles] = {}
+        self._lock = threading.RLock()
         # The step being recorded borrows these.
         self._alive: list[Any] = []
         self._indices: dict[tuple[int, ...], Any] = {}
@@ -124,7 +141,7 @@ class NativeKernels:
 
     # -- Weights and cache ---------------------------------------------------------------------
 
-    @_kernel_errors
+    @_op
     def prepare(self, part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> NativeWeight:
         for name, shape in part_shapes(part, dims).items():
             if name not in tensors:
@@ -226,12 +243,12 @@ class NativeKernels:
 
     # -- The ops -------------------------------------------------------------------------------
 
-    @_kernel_errors
+    @_op
     def embed(self, ids_T: np.ndarray, weight: NativeWeight) -> Any:
         self._alive += (ids_T, weight)
         return self._context.embed(ids_T, weight.part)
 
-    @_kernel_errors
+    @_op
     def attn_in(
         self,
         x: Any,
@@ -256,7 +273,7 @@ class NativeKernels:
         self._alive += (weight, cache)
         return self._context.attn_in(x, weight.part, angles.cos, angles.sin, where, cache, layer)
 
-    @_kernel_errors
+    @_op
     def attention(
         self,
         qkv: Any,
@@ -282,29 +299,32 @@ class NativeKernels:
         self._alive += (weight, cache)
         return self._context.attention(qkv, weight.part, window or 0, where, cache, layer)
 
-    @_kernel_errors
+    @_op
     def attn_out(self, x: Any, attended: Any, weight: NativeWeight) -> Any:
         self._alive.append(weight)
         return self._context.attn_out(x, attended, weight.part)
 
-    @_kernel_errors
+    @_op
     def moe(self, x: Any, weight: NativeWeight) -> Any:
         self._alive.append(weight)
         return self._context.moe(x, weight.part)
 
-    @_kernel_errors
+    @_op
     def logits(self, x: Any, weight: NativeWeight, rows: np.ndarray) -> Any:
         self._alive += (weight, rows)
         return self._context.logits(x, weight.part, rows)
 
+    @_op
     def sample(self, logits: Any, batch: SamplingBatch) -> SampledTokens:
         return sample_rows(self.to_host(logits), batch)
 
+    @_op
     def to_host(self, handle: Any) -> np.ndarray:
-        values = self._context.to_numpy(handle)
-        self._alive.clear()
-        self._indices.clear()
-        return values
+        try:
+            return self._context.to_numpy(handle)
+        finally:
+            self._alive.clear()
+            self._indices.clear()
 
     # -- Measuring -----------------------------------------------------------------------------
 
