@@ -15,7 +15,7 @@ STUB = Path(ossia.kernels.__file__).with_name("_native.pyi")
 
 
 def offered(text: str) -> dict[str, list[str]]:
-    """Every name of a stub → its arguments; those behind "*" are keyword-only, with "=" optional."""
+    """Every name of a stub → its arguments: "*" before keyword-only, "=" behind optional ones."""
     found: dict[str, list[str]] = {}
     body = ast.parse(text).body
     nodes = [("", node) for node in body]
