@@ -11,6 +11,12 @@ namespace {
 
 constexpr int kMaxTileRows = 256;  // a task has kTaskRows rows, or one head
 
+// Tokens of one matmul task, so that no task of many is followed by one of few.
+int PartSize(int num_tokens) {
+  const int parts = std::max(1, CeilDiv(num_tokens, kTaskTokens));
+  return std::max(1, CeilDiv(CeilDiv(num_tokens, parts), 4) * 4);
+}
+
 }  // namespace
 
 Context::ThreadState::ThreadState() {
@@ -86,25 +92,28 @@ void Step::Product(const Matrix& m, int row_begin, int row_end, const Rows& rows
 // -- Embedding and head ----------------------------------------------------------------------
 
 void Step::Embed(const int32_t* ids, const EmbeddingWeights* w, Value* out) {
-  for (int64_t t = 0; t < out->rows; ++t) {
-    const int64_t at = int64_t{ids[t]} * w->hidden;
-    if (w->f32) {
-      memcpy(out->row(t), static_cast<const float*>(w->table) + at, sizeof(float) * w->hidden);
-    } else {
-      ops_.bf16_to_f32(static_cast<const uint16_t*>(w->table) + at, w->hidden, out->row(t));
+  c_.pool_.ParallelFor(CeilDiv(static_cast<int>(out->rows), 16), [&](int task, int) {
+    for (int64_t t = task * 16; t < std::min<int64_t>(task * 16 + 16, out->rows); ++t) {
+      const int64_t at = int64_t{ids[t]} * w->hidden;
+      if (w->f32) {
+        memcpy(out->row(t), static_cast<const float*>(w->table) + at, sizeof(float) * w->hidden);
+      } else {
+        ops_.bf16_to_f32(static_cast<const uint16_t*>(w->table) + at, w->hidden, out->row(t));
+      }
     }
-  }
+  });
 }
 
 void Step::Logits(const Value& x, const HeadWeights& w, const int32_t* picked, Value* out) {
   const Rows rows =
       Normed(x, picked, out->rows, w.norm, w.eps, Quantises(w.head));
   const int num_tokens = static_cast<int>(out->rows);
-  const int chunks = CeilDiv(w.head.rows, kTaskRows), parts = CeilDiv(num_tokens, kTaskTokens);
+  const int chunks = CeilDiv(w.head.rows, kTaskRows);
+  const int size = PartSize(num_tokens), parts = CeilDiv(num_tokens, size);
   c_.pool_.ParallelFor(chunks * parts, [&](int task, int thread) {
-    const int row = task / parts * kTaskRows, first = task % parts * kTaskTokens;
+    const int row = task / parts * kTaskRows, first = task % parts * size;
     Product(w.head, row, std::min(row + kTaskRows, w.head.rows), rows, first,
-            std::min(kTaskTokens, num_tokens - first), out->row(first) + row, out->cols, thread);
+            std::min(size, num_tokens - first), out->row(first) + row, out->cols, thread);
   });
 }
 
@@ -115,10 +124,10 @@ void Step::AttnIn(const Value& x, const AttentionWeights& w, const float* cos, c
   const bool quantise = Quantises(w.q) || Quantises(w.k) || Quantises(w.v);
   const Rows rows = Normed(x, nullptr, x.rows, w.norm, w.eps, quantise);
   const int d = w.d, half = d / 2, num_tokens = static_cast<int>(x.rows);
-  const int parts = CeilDiv(num_tokens, kTaskTokens);
+  const int size = PartSize(num_tokens), parts = CeilDiv(num_tokens, size);
   c_.pool_.ParallelFor((w.heads + 2 * w.kv_heads) * parts, [&](int task, int thread) {
-    const int head = task / parts, first = task % parts * kTaskTokens;
-    const int count = std::min(kTaskTokens, num_tokens - first);
+    const int head = task / parts, first = task % parts * size;
+    const int count = std::min(size, num_tokens - first);
     const bool is_q = head < w.heads, is_k = !is_q && head < w.heads + w.kv_heads;
     const int own = is_q ? head : is_k ? head - w.heads : head - w.heads - w.kv_heads;
     const Matrix& m = is_q ? w.q : is_k ? w.k : w.v;
@@ -284,10 +293,10 @@ void Step::AttendSplits(const AttentionWeights& w, const AttentionArgs& base, co
 void Step::AttnOut(const Value& x, const Value& attended, const AttentionWeights& w, Value* out) {
   const Rows rows = Quantised(attended, Quantises(w.o));
   const int num_tokens = static_cast<int>(x.rows), chunks = CeilDiv(w.o.rows, kTaskRows);
-  const int parts = CeilDiv(num_tokens, kTaskTokens);
+  const int size = PartSize(num_tokens), parts = CeilDiv(num_tokens, size);
   c_.pool_.ParallelFor(chunks * parts, [&](int task, int thread) {
     const int row = task / parts * kTaskRows, end = std::min(row + kTaskRows, w.o.rows);
-    const int first = task % parts * kTaskTokens, count = std::min(kTaskTokens, num_tokens - first);
+    const int first = task % parts * size, count = std::min(size, num_tokens - first);
     float* tile = c_.threads_[thread]->tile;
     Product(w.o, row, end, rows, first, count, tile, kTaskRows, thread);
     for (int t = 0; t < count; ++t) {
@@ -310,41 +319,46 @@ struct Step::Routing {
   std::vector<int> slots;     // grouped by expert, ascending within each
 };
 
+void Step::ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share) {
+  for (int e = 0; e < w.experts; ++e) logits[e] += w.router_bias[e];
+  for (int i = 0; i < w.experts_per_token; ++i) {
+    // The largest not yet taken; the lowest index among equals. NaN is never larger: then the lowest
+    // free index is taken, and the share is NaN all the same.
+    int best = -1;
+    for (int e = 0; e < w.experts; ++e) {
+      if (std::find(chosen, chosen + i, e) != chosen + i) continue;
+      if (best < 0 || logits[e] > logits[best]) best = e;
+    }
+    chosen[i] = best;
+    share[i] = logits[best];
+  }
+  ops_.softmax(share, w.experts_per_token);
+}
+
 void Step::Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing) {
   const int k = w.experts_per_token, num_tokens = static_cast<int>(count);
   const std::shared_ptr<Buffer> memory = Take(sizeof(float) * (count * w.experts + 1));
   float* logits = reinterpret_cast<float*>(memory->data());
   // 16 rows a task: with 64, one thread would read the whole router of a small model alone.
-  const int chunks = CeilDiv(w.experts, kPanelRows), parts = CeilDiv(num_tokens, kTaskTokens);
+  const int chunks = CeilDiv(w.experts, kPanelRows), size = std::min(32, PartSize(num_tokens));
+  const int parts = CeilDiv(num_tokens, size);
   c_.pool_.ParallelFor(chunks * parts, [&](int task, int thread) {
-    const int row = task / parts * kPanelRows, first = task % parts * kTaskTokens;
+    const int row = task / parts * kPanelRows, first = task % parts * size;
     Product(w.router, row, std::min(row + kPanelRows, w.experts), normed, first,
-            std::min(kTaskTokens, num_tokens - first), logits + int64_t{first} * w.experts + row,
+            std::min(size, num_tokens - first), logits + int64_t{first} * w.experts + row,
             w.experts, thread);
   });
   routing->k = k;
   routing->expert.resize(count * k);
   routing->share.resize(count * k);
-  std::vector<int> sizes(w.experts + 1);
-  for (int64_t t = 0; t < count; ++t) {
-    float* row = logits + t * w.experts;
-    for (int e = 0; e < w.experts; ++e) row[e] += w.router_bias[e];
-    int* chosen = routing->expert.data() + t * k;
-    float* share = routing->share.data() + t * k;
-    for (int i = 0; i < k; ++i) {
-      // The largest not yet taken; the lowest index among equals. NaN is never larger: then the
-      // lowest free index is taken, and the share is NaN all the same.
-      int best = -1;
-      for (int e = 0; e < w.experts; ++e) {
-        if (std::find(chosen, chosen + i, e) != chosen + i) continue;
-        if (best < 0 || row[e] > row[best]) best = e;
-      }
-      chosen[i] = best;
-      share[i] = row[best];
-      ++sizes[best + 1];
+  c_.pool_.ParallelFor(CeilDiv(num_tokens, 16), [&](int task, int) {
+    for (int64_t t = task * 16; t < std::min(task * 16 + 16, num_tokens); ++t) {
+      ChooseExperts(logits + t * w.experts, w, routing->expert.data() + t * k,
+                    routing->share.data() + t * k);
     }
-    ops_.softmax(share, k);
-  }
+  });
+  std::vector<int> sizes(w.experts + 1);
+  for (const int e : routing->expert) ++sizes[e + 1];
   for (int e = 0; e < w.experts; ++e) {
     if (sizes[e + 1] > 0) routing->active.push_back(e);
     sizes[e + 1] += sizes[e];
@@ -387,17 +401,18 @@ void Step::ForExperts(const Routing& routing, int num_rows, Fn&& fn) {
   std::vector<int> first_task(1);
   for (size_t i = 0; i < routing.active.size(); ++i) {
     const int tokens = routing.begin[i + 1] - routing.begin[i];
-    first_task.push_back(first_task.back() + chunks * CeilDiv(tokens, kTaskTokens));
+    first_task.push_back(first_task.back() + chunks * CeilDiv(tokens, PartSize(tokens)));
   }
   c_.pool_.ParallelFor(first_task.back(), [&](int task, int thread) {
     const int i = static_cast<int>(
         std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1);
-    const int parts = CeilDiv(routing.begin[i + 1] - routing.begin[i], kTaskTokens);
+    const int tokens = routing.begin[i + 1] - routing.begin[i], size = PartSize(tokens);
+    const int parts = CeilDiv(tokens, size);
     const int local = task - first_task[i];
     const int row = local / parts * kTaskRows;
-    const int first = routing.begin[i] + local % parts * kTaskTokens;
+    const int first = routing.begin[i] + local % parts * size;
     fn(routing.active[i], row, std::min(row + kTaskRows, num_rows), first,
-       std::min(kTaskTokens, routing.begin[i + 1] - first), thread);
+       std::min(size, routing.begin[i + 1] - first), thread);
   });
 }
 

@@ -55,6 +55,7 @@ class Step {
                     const TokenIndex& index, const CacheLayer& cache, Value* out);
   // Runs one phase of the experts: fn(args with weight, rows, tokens set, expert, first slot).
   struct Routing;
+  void ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share);
   void Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing);
   void CheckScales(const MoeWeights& w, const std::vector<int>& experts);
   template <typename Fn>

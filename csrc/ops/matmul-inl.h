@@ -253,19 +253,19 @@ inline void Q8TileOf(const uint8_t* panel, int64_t stride, int num_rows, int col
   }
 }
 
-// All tokens against the panels of num_rows rows. `fetch_behind`: panels come from memory, so those
-// that follow are fetched while the first tokens use these.
+// All tokens against the panels of num_rows rows. Meanwhile the bytes from `behind` on are fetched,
+// spread evenly over the work: a burst would hold up its loads.
 template <bool kFp4>
-inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, bool fetch_behind, int num_tokens, const uint8_t* const* tokens, float* out, int64_t ld) {
+inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, const uint8_t* behind,
+                     int64_t behind_bytes, int num_tokens, const uint8_t* const* tokens, float* out,
+                     int64_t ld) {
   const int64_t stride = PanelBytes(cols);
   constexpr int kRows = kTilePanels * kPanelRows;
+  const int64_t blocks = int64_t{CeilDiv(num_tokens, kTileTokens)} * CeilDiv(num_rows, kRows) * NumBlocks(cols);
+  const int lines = static_cast<int>((behind_bytes / 64 + blocks) / (blocks > 0 ? blocks : 1));
+  Ahead ahead{behind, behind + behind_bytes, lines};
   for (int row = 0; row < num_rows; row += kRows, panel += kTilePanels * stride) {
     const int left = num_rows - row;
-    // The next panels, spread evenly over the tiles of these: a burst would hold up their loads.
-    const uint8_t* next = panel + kTilePanels * stride;
-    const int tiles = CeilDiv(num_tokens, kTileTokens);
-    const int lines = CeilDiv(kTilePanels * kPanelPairBytes / 64 / 2, tiles);
-    Ahead ahead{next, next + kTilePanels * stride, fetch_behind ? lines : 0};
     for (int t = 0; t < num_tokens; t += kTileTokens) {
       const int count = num_tokens - t < kTileTokens ? num_tokens - t : kTileTokens;
       float* to = out + t * ld + row;
@@ -412,8 +412,10 @@ inline void Matmul(const MatmulArgs& args) {
     }
     args.scratch->counts[kMxfp4Panels]++;
     DecodePanels(w, args.row_begin, args.row_end, args.scratch->bytes);
-    Q8Panels<true>(args.scratch->bytes, num_rows, w.cols, false, args.num_tokens, tokens, args.out,
-                   args.ld);
+    // What a thread does next are mostly the rows behind these.
+    const int64_t row_bytes = w.cols / 2;
+    Q8Panels<true>(args.scratch->bytes, num_rows, w.cols, w.data + args.row_end * row_bytes,
+                   num_rows * row_bytes, args.num_tokens, tokens, args.out, args.ld);
     return;
   }
   const uint8_t* panel = w.data + args.row_begin / kPanelRows * PanelBytes(w.cols);
@@ -432,7 +434,9 @@ inline void Matmul(const MatmulArgs& args) {
     return;
   }
   args.scratch->counts[kQ8Tile]++;
-  Q8Panels<false>(panel, num_rows, w.cols, true, args.num_tokens, tokens, args.out, args.ld);
+  const int64_t bytes = CeilDiv(num_rows, kPanelRows) * PanelBytes(w.cols);
+  Q8Panels<false>(panel, num_rows, w.cols, panel + bytes, bytes, args.num_tokens, tokens, args.out,
+                  args.ld);
 }
 
 }  // namespace ossia::OSSIA_TARGET
