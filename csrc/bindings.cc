@@ -18,6 +18,7 @@
 #include <string>
 
 #include "common/context.h"
+#include "common/pager.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -450,6 +451,20 @@ void RegisterContext(nb::module_& m) {
              nb::dict counts;
              const std::vector<uint64_t> values = c.Counts();
              for (int i = 0; i < kNumPaths; ++i) counts[kNames[i]] = values[i];
+             return counts;
+           })
+      // Map an array's pages on all threads; false where the system cannot.
+      .def("populate", [](Context& c, In<uint8_t, 1> bytes) {
+             const nb::gil_scoped_release release;
+             return c.Populate(bytes.data(), static_cast<int64_t>(bytes.shape(0)));
+           }, "bytes"_a.noconvert())
+      .def("set_pager", &Context::SetPager, "budget_bytes"_a)
+      .def("pager_counts", [](Context& c) {
+             nb::dict counts;
+             if (c.pager() == nullptr) return counts;
+             counts["hits"] = c.pager()->hits();
+             counts["misses"] = c.pager()->misses();
+             counts["bytes_read"] = c.pager()->bytes_read();
              return counts;
            })
       // Seconds to read an array once with all threads and no arithmetic.

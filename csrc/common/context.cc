@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/pager.h"
 #include "common/step.h"
 
 namespace ossia {
@@ -135,6 +136,22 @@ uint64_t Context::ReadBytes(const uint8_t* p, size_t n) {
     sum += ops_->read_bytes(p + at, std::min(kChunk, n - at));
   });
   return sum;
+}
+
+bool Context::Populate(const uint8_t* p, int64_t bytes) {
+  constexpr int64_t kChunk = 8 << 20;
+  const std::lock_guard lock(running_);
+  std::atomic<bool> done{true};
+  pool_.ParallelFor(static_cast<int>((bytes + kChunk - 1) / kChunk), [&](int chunk, int) {
+    const int64_t at = chunk * kChunk;
+    if (!PopulatePages(p + at, std::min(kChunk, bytes - at))) done = false;
+  });
+  return done;
+}
+
+void Context::SetPager(int64_t budget_bytes) {
+  const std::lock_guard lock(running_);
+  pager_ = std::make_unique<ExpertPager>(budget_bytes);
 }
 
 uint64_t Context::DotPeak(uint64_t n) {

@@ -128,8 +128,7 @@ struct Options {
   Tuning tuning{.mxfp4_row_tokens = 8, .prefetch_bytes = 28672};
 };
 
-// Pages of the routed experts are asked for before they are read, where a model is larger than memory.
-using ExpertHook = std::function<void(const MoeWeights&, const std::vector<int>& experts)>;
+class ExpertPager;
 
 class Context {
  public:
@@ -163,7 +162,11 @@ class Context {
   std::vector<uint64_t> Counts() const;
   uint64_t ReadBytes(const uint8_t* p, size_t n);
   uint64_t DotPeak(uint64_t n);
-  void set_expert_hook(ExpertHook hook) { expert_hook_ = std::move(hook); }
+  // Maps the pages of an array on all threads; false where the system cannot.
+  bool Populate(const uint8_t* p, int64_t bytes);
+  // From now on experts are paged: at most this much of them stays in memory.
+  void SetPager(int64_t budget_bytes);
+  const ExpertPager* pager() const { return pager_.get(); }
 
  private:
   friend class Step;
@@ -178,7 +181,7 @@ class Context {
   std::vector<std::unique_ptr<ThreadState>> threads_;
   Recorded recorded_;
   std::mutex running_;
-  ExpertHook expert_hook_;
+  std::unique_ptr<ExpertPager> pager_;
   std::string error_;
 };
 

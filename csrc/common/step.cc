@@ -1,5 +1,7 @@
 #include "common/step.h"
 
+#include "common/pager.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -396,19 +398,20 @@ void Step::CheckScales(const MoeWeights& w, const std::vector<int>& experts) {
 }
 
 template <typename Fn>
-void Step::ForExperts(const Routing& routing, int num_rows, Fn&& fn) {
+void Step::ForExperts(const Routing& routing, int begin, int end, int num_rows, Fn&& fn) {
   const int chunks = CeilDiv(num_rows, kTaskRows);
   std::vector<int> first_task(1);
-  for (size_t i = 0; i < routing.active.size(); ++i) {
+  for (int i = begin; i < end; ++i) {
     const int tokens = routing.begin[i + 1] - routing.begin[i];
     first_task.push_back(first_task.back() + chunks * CeilDiv(tokens, PartSize(tokens)));
   }
   c_.pool_.ParallelFor(first_task.back(), [&](int task, int thread) {
-    const int i = static_cast<int>(
+    const int nth = static_cast<int>(
         std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1);
+    const int i = begin + nth;
     const int tokens = routing.begin[i + 1] - routing.begin[i], size = PartSize(tokens);
     const int parts = CeilDiv(tokens, size);
-    const int local = task - first_task[i];
+    const int local = task - first_task[nth];
     const int row = local / parts * kTaskRows;
     const int first = routing.begin[i] + local % parts * size;
     fn(routing.active[i], row, std::min(row + kTaskRows, num_rows), first,
@@ -421,8 +424,6 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
   const Rows normed = Normed(x, nullptr, x.rows, w.norm, w.eps, quantise_in);
   Routing routing;
   Route(normed, w, x.rows, &routing);
-  if (c_.expert_hook_) c_.expert_hook_(w, routing.active);
-  CheckScales(w, routing.active);
 
   const int num_slots = static_cast<int>(routing.slots.size());
   // Rows of the slots in the order of `slots`, so that an expert's lie together.
@@ -438,7 +439,10 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
     (quantise_mid ? mid.quantised : mid.plain).push_back(row);
     if (quantise_mid) ops_.begin_row(w.intermediate, row);
   }
-  ForExperts(routing, 2 * w.intermediate, [&](int expert, int row, int end, int first, int count, int thread) {
+  const std::shared_ptr<Buffer> down = Take(sizeof(float) * num_slots * x.cols + 1);
+  float* results = reinterpret_cast<float*>(down->data());  // by slot
+
+  const auto gate_up = [&](int expert, int row, int end, int first, int count, int thread) {
     float* tile = c_.threads_[thread]->tile;
     Product(w.gate_up.at(expert), row, end, in, first, count, tile, kTaskRows, thread);
     const float* bias = w.gate_up_bias + int64_t{expert} * 2 * w.intermediate + row;
@@ -453,11 +457,8 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
         memcpy(reinterpret_cast<float*>(to) + row / 2, activated, sizeof(float) * n);
       }
     }
-  });
-
-  const std::shared_ptr<Buffer> down = Take(sizeof(float) * num_slots * x.cols + 1);
-  float* results = reinterpret_cast<float*>(down->data());  // by slot
-  ForExperts(routing, w.hidden, [&](int expert, int row, int end, int first, int count, int thread) {
+  };
+  const auto project_down = [&](int expert, int row, int end, int first, int count, int thread) {
     float* tile = c_.threads_[thread]->tile;
     Product(w.down.at(expert), row, end, mid, first, count, tile, kTaskRows, thread);
     const float* bias = w.down_bias + int64_t{expert} * w.hidden + row;
@@ -465,7 +466,22 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
       ops_.add(tile + t * kTaskRows, bias, end - row,
                results + routing.slots[first + t] * x.cols + row);
     }
-  });
+  };
+  // All experts at once, or, where they are paged, as many as fit while the next are read.
+  const int num_active = static_cast<int>(routing.active.size());
+  const int group = c_.pager_ != nullptr ? c_.pager_->GroupSize(w) : num_active;
+  const auto need = [&](int begin) {
+    if (c_.pager_ == nullptr || begin >= num_active) return;
+    c_.pager_->Need(w, routing.active.data() + begin, std::min(group, num_active - begin));
+  };
+  need(0);
+  for (int begin = 0; begin < num_active; begin += group) {
+    const int end = std::min(begin + group, num_active);
+    need(end);
+    CheckScales(w, {routing.active.begin() + begin, routing.active.begin() + end});
+    ForExperts(routing, begin, end, 2 * w.intermediate, gate_up);
+    ForExperts(routing, begin, end, w.hidden, project_down);
+  }
   c_.pool_.ParallelFor(static_cast<int>(x.rows), [&](int t, int) {
     memcpy(out->row(t), x.row(t), sizeof(float) * x.cols);
     for (int i = 0; i < routing.k; ++i) {

@@ -53,13 +53,13 @@ class Step {
                int num_tokens, float* out, int64_t ld, int thread);
   void AttendSplits(const AttentionWeights& w, const AttentionArgs& base, const Value& q,
                     const TokenIndex& index, const CacheLayer& cache, Value* out);
-  // Runs one phase of the experts: fn(args with weight, rows, tokens set, expert, first slot).
+  // One phase of the active experts [begin, end): fn(expert, rows [row, end), slots [first, + count)).
   struct Routing;
   void ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share);
   void Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing);
   void CheckScales(const MoeWeights& w, const std::vector<int>& experts);
   template <typename Fn>
-  void ForExperts(const Routing& routing, int num_rows, Fn&& fn);
+  void ForExperts(const Routing& routing, int begin, int end, int num_rows, Fn&& fn);
 
   Context& c_;
   const OpTable& ops_;

@@ -94,7 +94,8 @@ class NativeKernels:
     `instruction_set`: one of `instruction_sets()`, or "auto" for the best. `num_threads`: default is
     what affinity and control group allow. `exact`: nothing is quantised beyond what the checkpoint
     holds, keys and values are float32. `dense_dtype`: "int8", or "bf16" to keep the dense tensors as
-    they are. Raises UsageError for settings that this machine cannot have.
+    they are. `expert_bytes`: for a model larger than memory, keep at most so much of its experts there
+    and page them from their file as they are routed; None = all of them. Raises UsageError for settings that this machine cannot have.
     """
 
     name = "native"
@@ -106,6 +107,7 @@ class NativeKernels:
         num_threads: int | None = None,
         exact: bool = False,
         dense_dtype: str = "int8",
+        expert_bytes: int | None = None,
     ) -> None:
         if instruction_set != "auto" and instruction_set not in instruction_sets():
             known = ", ".join(("auto", *instruction_sets()))
@@ -124,6 +126,11 @@ class NativeKernels:
         self.num_threads = num_threads or cores
         self.dense_dtype = "as stored" if exact else dense_dtype
         self._context = _native.Context(instruction_set, self.num_threads, exact)
+        self._pages_experts = expert_bytes is not None
+        if expert_bytes is not None:
+            if expert_bytes < 1:
+                raise UsageError(f"expert_bytes must be at least 1; got {expert_bytes}.")
+            self._context.set_pager(expert_bytes)
         self._quantises_dense = not exact and dense_dtype == "int8"
         self._angles: dict[Rope, _Angles] = {}
         self._lock = threading.RLock()
@@ -171,6 +178,9 @@ class NativeKernels:
                 blocks = np.ascontiguousarray(tensor.blocks)
                 scales = np.ascontiguousarray(tensor.scales)
                 kept.extend((blocks, scales))
+                if not self._pages_experts:
+                    for array in (blocks, scales):
+                        self._context.populate(array.reshape(-1))
                 return _native.Matrix.mxfp4(blocks, scales)
             return self._packed(tensor, kept) if self._quantises_dense else self._plain(tensor, kept)
 
@@ -331,6 +341,10 @@ class NativeKernels:
     def counts(self) -> dict[str, int]:
         """How many tasks took each path through the products so far."""
         return self._context.counts()
+
+    def paged_experts(self) -> dict[str, int]:
+        """Of a model larger than memory: experts found in the hot set, those read, bytes read."""
+        return self._context.pager_counts()
 
     def tune(
         self, *, mxfp4_row_tokens: int | None = None, prefetch_bytes: int | None = None
