@@ -16,8 +16,16 @@ from typing import Any
 import pytest
 
 from ossia.harmony.tokenizer import Tokenizer
+from ossia.kernels.choose import choose_kernels
+from ossia.kernels.interface import Kernels
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_full_precision(name: str) -> Kernels:
+    """The kernel set called `name`, with nothing quantised."""
+    return choose_kernels(name, exact=name == "native")[0]
+
 
 CONTROLS = (
     "<|start|>",

@@ -1,4 +1,5 @@
-"""The Python API over the real path: a random checkpoint on disk, reference kernels, the engine."""
+"""The Python API over the real path: a random checkpoint on disk, the kernels that `auto` takes,
+the engine."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,6 +200,22 @@ def test_unknown_models_and_kernels(folder: Path, tmp_path: Path) -> None:
         ossia.load(tmp_path)
     with pytest.raises(UsageError, match="reference"):
         ossia.load(folder, kernels="abacus")
+    with pytest.raises(UsageError, match="--threads is a setting of the native"):
+        ossia.load(folder, kernels="reference", threads=1)
+
+
+@pytest.mark.parametrize("settings", [{"exact": True}, {"dense_dtype": "bf16"}, {"threads": 1}])
+def test_settings_of_the_kernels(folder: Path, llm: LLM, settings: dict[str, Any]) -> None:
+    with ossia.load(folder, **settings) as other:
+        assert other.kernels_name == "native"
+        completion = other.generate("abc", sampling=replace(SHORT, logprobs=True))
+    default = llm.generate("abc", sampling=replace(SHORT, logprobs=True))
+    assert completion.logprobs is not None and default.logprobs is not None
+    if "threads" in settings:
+        assert completion.logprobs == default.logprobs  # threads change nothing
+    else:  # the arithmetic is another: close, and not the same
+        assert completion.logprobs[0] == pytest.approx(default.logprobs[0], abs=0.2)
+        assert completion.logprobs[0] != default.logprobs[0]
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -351,6 +351,10 @@ def load(
     model: str | Path = "nano",
     *,
     kernels: str = "auto",
+    threads: int | None = None,
+    exact: bool = False,
+    dense_dtype: str | None = None,
+    instruction_set: str | None = None,
     engine: EngineConfig | None = None,
     tokenizer: str | Path | None = None,
     use_mmap: bool = True,
@@ -361,17 +365,31 @@ def load(
 
     `model`: `nano` (built in), a hub name such as `openai/gpt-oss-20b` that `ossia pull` has
     fetched, or the folder of a checkpoint in the Hugging Face or the `original/` layout. No network
-    is used. `kernels`: `auto`, `reference` or `torch`. `tokenizer`: a vocabulary to use in place of
-    the one beside the weights. `allow_slow`: run a large model on the `reference` kernels all the
-    same. `progress(done, total)` is called while the weights load.
+    is used. `kernels`: `auto`, `native`, `reference` or `torch`; auto is `native` where it was
+    built. `tokenizer`: a vocabulary to use in place of the one beside the weights. `allow_slow`:
+    run a large model on the `reference` kernels all the same. `progress(done, total)` is called
+    while the weights load.
 
-    Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError.
+    Settings of the `native` kernels: `threads`, by default all cores this process may use; `exact`:
+    no activation and no tensor is quantised beyond what the checkpoint holds, slower;
+    `dense_dtype`: `int8` (the default) or `bf16`, which keeps all but the experts as stored;
+    `instruction_set`: one that this processor has, for tests.
+
+    Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError,
+    MissingDependencyError, UsageError.
     """
     checkpoint = open_checkpoint(resolve_model(str(model)), use_mmap=use_mmap)
-    chosen, _ = choose_kernels(kernels, model_bytes=checkpoint.total_bytes)
+    chosen, _ = choose_kernels(
+        kernels,
+        model_bytes=checkpoint.total_bytes,
+        threads=threads,
+        exact=exact,
+        dense_dtype=dense_dtype,
+        instruction_set=instruction_set,
+    )
     if chosen.name == "reference":
         refuse_large(checkpoint.total_bytes, allow_slow=allow_slow)
-    vocabulary = _load_tokenizer(checkpoint.folder, tokenizer)
+    vocabulary = load_tokenizer(checkpoint.folder, tokenizer)
     _require_fit(vocabulary, checkpoint.config)
     weights = prepare_weights(
         Architecture.of(checkpoint.config), chosen, checkpoint.part, progress=progress
@@ -403,8 +421,10 @@ def _default_sampling(generation: GenerationConfig, tokenizer: Tokenizer) -> Sam
     )
 
 
-def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer:
-    """The vocabulary beside the weights; `original/` has none of its own and uses its parent's."""
+def load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer:
+    """The vocabulary `given`, or the one beside the weights; `original/` has none of its own and
+    uses its parent's. Raises TokenizerError.
+    """
     if given is not None:
         return Tokenizer.load(given)
     candidates = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import ml_dtypes
@@ -69,14 +70,14 @@ def test_a_healthy_model(healthy, capsys):
     topics = {finding["topic"] for finding in found["ok"]}
     assert topics >= {"system", "processor", "memory", "kernels", "self-test", "model", "tokenizer"}
     texts = " / ".join(finding["text"] for finding in found["ok"])
-    assert "reference is used" in texts
+    assert "native is used" in texts and "native passes 6 checks" in texts
     assert 'it begins its turn with "<|channel|>"' in texts
 
 
 def test_for_people(healthy, capsys):
     assert run(["doctor", "--model", str(healthy)]) == 0
     out = capsys.readouterr().out
-    assert "reference passes 6 checks" in out
+    assert "native passes 6 checks" in out and "and 3 in int8" in out
     assert out.endswith("Nothing is wrong.\n")
 
 
@@ -144,12 +145,62 @@ def test_kernels_that_compute_something_else(healthy, capsys, monkeypatch):
     monkeypatch.setattr(
         ReferenceKernels, "moe", lambda self, x, weight: right(self, x, weight) * 1.01
     )
-    code, found = examine(capsys, healthy)
+    code, found = examine(capsys, healthy, "--kernels", "reference")
     assert code == 1
     failed = [finding for finding in found["problem"] if finding["topic"] == "self-test"]
     assert failed
     assert "reference, whole sequences without a cache: off by" in failed[0]["text"]
     assert "take others with --kernels" in failed[0]["mend"]
+
+
+def test_native_kernels_whose_int8_is_wrong(healthy, capsys, monkeypatch):
+    """The exact path is right: only what is quantised differs."""
+    from ossia.kernels.native import NativeKernels
+
+    right = NativeKernels.logits
+
+    def wrong(self, x, weight, rows):
+        return right(self, x, weight, rows if self.exact else np.zeros_like(rows))
+
+    monkeypatch.setattr(NativeKernels, "logits", wrong)
+    code, found = examine(capsys, healthy)
+    assert code == 1
+    failed = [finding for finding in found["problem"] if finding["topic"] == "self-test"]
+    assert failed and all("native, int8" in finding["text"] for finding in failed)
+    assert examine(capsys, healthy, "--exact")[0] == 0
+
+
+def test_the_settings_of_native_are_named(healthy, capsys):
+    options = ("--threads", "1", "--dense-dtype", "bf16", "--instruction-set", "scalar")
+    code, found = examine(capsys, healthy, *options)
+    assert code == 0
+    texts = [finding["text"] for finding in found["ok"]]
+    assert any("scalar, 1 thread, int8, dense tensors bf16" in text for text in texts)
+    code, found = examine(capsys, healthy, "--exact")
+    assert any(", exact" in finding["text"] for finding in found["ok"])
+    assert not any("in int8" in finding["text"] for finding in found["ok"])
+
+
+def test_numerics_of_nano(capsys):
+    code, found = examine(capsys, "nano", "--numerics")
+    assert code == 0
+    (finding,) = [finding for finding in found["ok"] if finding["topic"] == "numerics"]
+    assert "16 lessons of its kind" in finding["text"]
+    share = float(re.search(r"top-1 agreement ([\d.]+)%", finding["text"])[1])
+    assert 98 < share <= 100
+
+
+def test_numerics_of_random_weights_mean_nothing(healthy, capsys):
+    code, found = examine(capsys, healthy, "--numerics")
+    assert code == 0
+    assert any("mean nothing" in finding["text"] for finding in found["note"])
+
+
+@pytest.mark.parametrize("options", [["--exact"], ["--kernels", "reference"]])
+def test_numerics_where_nothing_is_quantised(healthy, capsys, options):
+    code, found = examine(capsys, healthy, "--numerics", *options)
+    assert code == 0
+    assert any("nothing is quantised" in finding["text"] for finding in found["ok"])
 
 
 def test_too_little_memory(healthy, capsys, monkeypatch):
@@ -174,9 +225,10 @@ def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
     monkeypatch.setattr("ossia.kernels.choose.LARGEST_REFERENCE_BYTES", 1000)
     code, found = examine(capsys, healthy, "--kernels", "reference")
     assert code == 1
-    assert "--kernels torch" in found["problem"][0]["text"]
+    assert "--kernels native" in found["problem"][0]["text"]
     assert examine(capsys, healthy, "--kernels", "reference", "--allow-slow")[0] == 0
-    # Left to choose, it takes what can run the model.
+    # Left to choose without the native ones, it takes what can run the model.
+    monkeypatch.setattr("ossia.kernels.choose.is_available", lambda name: name != "native")
     code, found = examine(capsys, healthy)
     assert code == 0
     assert any("torch is used" in finding["text"] for finding in found["ok"])

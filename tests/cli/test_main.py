@@ -36,7 +36,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "hi", "--effort", "extreme"], 2, "low, medium or high; got 'extreme'"),
         (["chat", "--json"], 2, "PROMPT"),
         (["chat", "hi", "--model", "no/such-model-anywhere"], 1, "ossia pull"),
-        (["chat", "hi", "--kernels", "abacus"], 2, "auto, reference, torch"),
+        (["chat", "hi", "--kernels", "abacus"], 2, "auto, native, reference, torch"),
+        (["chat", "hi", "--threads", "999"], 2, "got 999"),
+        (["chat", "hi", "--threads", "0"], 2, "threads"),
+        (["chat", "hi", "--kernels", "reference", "--exact"], 2, "--kernels native"),
+        (["generate", "--prompt", "x", "--dense-dtype", "int4"], 2, "int8 or bf16"),
+        (["generate", "--prompt", "x", "--instruction-set", "neon"], 2, "got 'neon'"),
         (["chat", "hi", "--temperature", "-1"], 1, "temperature"),
         (["chat", "hi", "--max-tokens", "0"], 2, "max-tokens"),
         (["generate"], 2, "--prompt"),
@@ -102,10 +107,10 @@ def test_generate_on_the_rendered_prompt_gives_the_tokens_of_chat() -> None:
     turn = json.loads(ossia("chat", question, "--json").stdout)
     assert turn["reasoning"] and turn["content"]
     # The very conversation, through the other door: /save writes it, render makes it text.
-    from ossia.cli.options import load_model
+    from ossia.cli.options import KernelOptions, load_model
 
     with load_model(
-        "nano", kernels="auto", vocab=None, allow_slow=False, no_mmap=False, quiet=True
+        "nano", KernelOptions(), vocab=None, allow_slow=False, no_mmap=False, quiet=True
     ) as llm:
         document = llm.conversation(question).to_json()
     rendered = json.loads(ossia("harmony", "render", "--jsonl", stdin=document + "\n").stdout)
@@ -126,7 +131,8 @@ def test_a_failed_completion_is_a_failed_command(
         raise ValueError("no memory for this step")
 
     monkeypatch.setattr("ossia.kernels.reference.ReferenceKernels.moe", broken)
-    assert run(["generate", "--prompt", "x", "--max-tokens", "2", *options]) == 1
+    generate = ["generate", "--prompt", "x", "--max-tokens", "2", "--kernels", "reference"]
+    assert run([*generate, *options]) == 1
     assert "no memory for this step" in capsys.readouterr().err
 
 

@@ -12,11 +12,12 @@ import sys
 import numpy as np
 import pytest
 
-from ossia.kernels.choose import KERNEL_SETS, choose_kernels
+from ossia.kernels.choose import KERNEL_SETS
 from ossia.model.inputs import packed_input
 from ossia.model.selftest import Paging, RandomModel
 from ossia.model.transformer import Architecture, forward, prepare_weights
 from random_models import tiny_config, transformers_logits, transformers_model
+from support import in_full_precision
 
 TOLERANCE = 1e-3
 """Of the range of the logits. Measured: below 1e-5, of which most is transformers' own rounding of
@@ -36,7 +37,7 @@ def random_ids(length: int, model: RandomModel) -> list[int]:
 
 @functools.cache
 def prepared(name: str):
-    kernels, _ = choose_kernels(name)
+    kernels = in_full_precision(name)
     architecture = Architecture.of(TINY.config)
     return architecture, kernels, prepare_weights(architecture, kernels, TINY.part)
 
@@ -90,7 +91,7 @@ def wide_logits(name: str) -> np.ndarray:
     ids = random_ids(WIDE_LENGTH, WIDE)
     if name == "transformers":
         return transformers_logits(transformers_model(WIDE), ids)[-LAST_ROWS:]
-    kernels, _ = choose_kernels(name)
+    kernels = in_full_precision(name)
     architecture = Architecture.of(WIDE.config)
     weights = prepare_weights(architecture, kernels, WIDE.part)
     rows = range(WIDE_LENGTH - LAST_ROWS, WIDE_LENGTH)

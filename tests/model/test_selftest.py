@@ -16,8 +16,15 @@ from ossia.kernels.choose import KERNEL_SETS, choose_kernels
 from ossia.kernels.interface import Part, Rope
 from ossia.kernels.mxfp4 import Mxfp4Tensor
 from ossia.kernels.reference import ReferenceKernels
-from ossia.model.selftest import TOLERANCE, RandomModel, plain_logits, self_test
+from ossia.model.selftest import (
+    TOLERANCE,
+    RandomModel,
+    plain_logits,
+    quantised_self_test,
+    self_test,
+)
 from random_models import tiny_config, transformers_logits, transformers_model
+from support import in_full_precision
 
 
 class FaultyKernels:
@@ -320,8 +327,7 @@ FAULTS = sorted(leaves(FaultyKernels), key=lambda fault: fault.__name__)
 
 @pytest.mark.parametrize("name", KERNEL_SETS)
 def test_kernels_pass_by_a_wide_margin(name):
-    kernels, _ = choose_kernels(name)
-    checks = self_test(kernels)
+    checks = self_test(in_full_precision(name))
     assert len(checks) == 6
     for check in checks:
         assert check.passed, check
@@ -352,6 +358,142 @@ def test_not_a_number_does_not_pass():
             return self.kernels.embed(ids_T, weight) * np.float32("nan")
 
     assert not any(check.passed for check in self_test(Diverging(ReferenceKernels())))
+
+
+# -- int8: faults in how numbers are quantised and packed --------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native():
+    """(exact, int8) of the native kernels."""
+    return tuple(choose_kernels("native", threads=1, exact=exact)[0] for exact in (True, False))
+
+
+def stack_of(tensor):
+    """The blocks of an MXFP4 stack [E, rows, groups, 16] and its scales, to be changed."""
+    return tensor.blocks.copy(), tensor.scales.copy()
+
+
+@spoils(Part.MOE)
+def one_scale_of_one_expert_doubled(tensors, dims):
+    """In one of 8 experts, all rows' first block."""
+    blocks, scales = stack_of(tensors["gate_up"])
+    scales[3, :, 0] += 1
+    tensors["gate_up"] = Mxfp4Tensor(blocks, scales)
+
+
+@spoils(Part.MOE)
+def last_block_of_a_row_left_out(tensors, dims):
+    """The remainder of two blocks of 32 behind a whole group of 64 columns and more."""
+    blocks, scales = stack_of(tensors["down"])
+    blocks[:, :, -1] = 0
+    tensors["down"] = Mxfp4Tensor(blocks, scales)
+
+
+@spoils(Part.MOE)
+def nibbles_in_the_other_order(tensors, dims):
+    blocks, scales = stack_of(tensors["gate_up"])
+    tensors["gate_up"] = Mxfp4Tensor(blocks >> 4 | blocks << 4, scales)
+
+
+@spoils(Part.ATTENTION)
+def dense_in_four_bits(tensors, dims):
+    """A tenth of the steps that int8 has."""
+    for name in "qkvo":
+        step = np.abs(tensors[name].astype(np.float32)).max() / 7
+        rounded = np.round(tensors[name].astype(np.float32) / step) * step
+        tensors[name] = rounded.astype(tensors[name].dtype)
+
+
+@spoils(Part.HEAD)
+def two_rows_of_a_panel_swapped(tensors, dims):
+    weight = tensors["weight"].copy()
+    weight[[17, 18]] = weight[[18, 17]]
+    tensors["weight"] = weight
+
+
+@spoils(Part.ATTENTION)
+def columns_of_a_pair_swapped(tensors, dims):
+    """As if even and odd columns were packed the wrong way round, in one block."""
+    q = tensors["q"].copy()
+    q[:, :32] = q[:, :32].reshape(len(q), 16, 2)[:, :, ::-1].reshape(len(q), 32)
+    tensors["q"] = q
+
+
+class saturating(FaultyKernels):
+    """What the largest magnitudes of a block become where sums of pairs saturate."""
+
+    def prepare(self, part, tensors, dims):
+        if part is Part.ATTENTION:
+            tensors = dict(tensors)
+            for name in "qkvo":
+                values = tensors[name].astype(np.float32)
+                blocks = values.reshape(len(values), -1, 32)
+                limit = np.abs(blocks).max(axis=2, keepdims=True) * 0.6
+                clipped = np.clip(blocks, -limit, limit).reshape(values.shape)
+                tensors[name] = clipped.astype(tensors[name].dtype)
+        return self.kernels.prepare(part, tensors, dims)
+
+
+class depends_on_the_batch(FaultyKernels):
+    """One row alone takes another path than many: an error far below any rounding."""
+
+    def embed(self, ids_T, weight):
+        if len(ids_T) > 2:
+            return self.kernels.embed(ids_T, weight)
+        return self.kernels.embed((ids_T + 1) % 160, weight)
+
+
+QUANTISED_FAULTS = (
+    one_scale_of_one_expert_doubled,
+    last_block_of_a_row_left_out,
+    nibbles_in_the_other_order,
+    dense_in_four_bits,
+    two_rows_of_a_panel_swapped,
+    columns_of_a_pair_swapped,
+    saturating,
+    depends_on_the_batch,
+)
+
+
+def test_int8_passes_with_room(native):
+    checks = quantised_self_test(*native)
+    assert len(checks) == 3
+    for check in checks:
+        assert check.passed, check
+        assert check.error <= 0.75 * check.tolerance, check
+
+
+def test_int8_is_the_same_on_every_instruction_set(native):
+    from ossia.kernels.native import instruction_sets
+
+    errors = {
+        name: [
+            check.error
+            for check in quantised_self_test(
+                native[0], choose_kernels("native", threads=1, instruction_set=name)[0]
+            )
+        ]
+        for name in instruction_sets()
+    }
+    assert len({tuple(found) for found in errors.values()}) == 1, errors
+
+
+@pytest.mark.parametrize("fault", QUANTISED_FAULTS, ids=lambda fault: fault.__name__)
+def test_every_fault_of_int8_is_caught(native, fault):
+    exact, quantised = native
+    failed = [c for c in quantised_self_test(exact, fault(quantised)) if not c.passed]
+    assert failed
+    assert max(check.error / (check.tolerance or 1e-9) for check in failed) > 1.5, failed
+
+
+def test_int8_that_is_not_a_number_does_not_pass(native):
+    @spoils(Part.ATTENTION)
+    def infinite(tensors, dims):
+        tensors["q"] = tensors["q"].copy()
+        tensors["q"][0, 0] = np.inf
+
+    assert not any(check.passed for check in quantised_self_test(native[0], infinite(native[1])))
 
 
 @pytest.mark.parametrize("length", [1, 129, 300])

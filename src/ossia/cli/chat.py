@@ -42,6 +42,10 @@ def chat(
     stop: options.StopOption = None,
     vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
+    threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    dense_dtype: options.DenseDtypeOption = None,
+    instruction_set: options.InstructionSetOption = None,
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
@@ -61,7 +65,7 @@ def chat(
 
     with options.load_model(
         model,
-        kernels=kernels,
+        options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set),
         vocab=vocab,
         allow_slow=allow_slow,
         no_mmap=no_mmap,

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ossia.harmony.tokenizer import Tokenizer
     from ossia.kernels.interface import Kernels
     from ossia.llm import LLM
+    from ossia.model.checkpoint import Survey
     from ossia.model.config import ModelConfig
 
 _QUESTION = "What is 2 + 3?"
@@ -50,6 +52,16 @@ def doctor(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object: healthy or not, and every finding.")
     ] = False,
+    numerics: Annotated[
+        bool,
+        typer.Option(
+            "--numerics", help="Measure what int8 arithmetic changes in this model's answers."
+        ),
+    ] = False,
+    threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    dense_dtype: options.DenseDtypeOption = None,
+    instruction_set: options.InstructionSetOption = None,
     vocab: options.VocabOption = None,
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
@@ -58,11 +70,12 @@ def doctor(
 
     Exit code 1 when something is wrong.
     """
+    chosen = options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set)
 
     def load() -> LLM:
         return options.load_model(
             model,
-            kernels=kernels,
+            chosen,
             vocab=vocab,
             allow_slow=allow_slow,
             no_mmap=no_mmap,
@@ -70,7 +83,7 @@ def doctor(
         )
 
     findings: list[Finding] = []
-    for finding in _examine(model, kernels, load):
+    for finding in _examine(model, chosen, load, vocab=vocab, numerics=numerics):
         findings.append(finding)
         if not as_json:
             _print(finding)
@@ -96,9 +109,15 @@ def _print(finding: Finding) -> None:
         print(f"{'':5}  {'':9}  → {finding.mend}", flush=True)
 
 
-def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator[Finding]:
+def _examine(
+    model: str,
+    chosen: options.KernelOptions,
+    load: Callable[[], LLM],
+    *,
+    vocab: Path | None,
+    numerics: bool,
+) -> Iterator[Finding]:
     from ossia.cli.machine import Machine
-    from ossia.kernels.choose import choose_kernels
     from ossia.model.checkpoint import survey
     from ossia.model.hub import resolve_model
 
@@ -112,18 +131,14 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         missing = Finding("model", Status.PROBLEM, str(error))
     kernels = None
     try:
-        kernels, reason = choose_kernels(
-            kernels_name, model_bytes=found.total_bytes if found else 0
-        )
+        kernels, reason = chosen.choose(model_bytes=found.total_bytes if found else 0)
     except UsageError:
         raise  # the command was wrong, not what it examines
     except OssiaError as error:
         yield Finding("kernels", Status.PROBLEM, str(error))
     else:
-        yield Finding("kernels", Status.OK, f"{kernels.name} is used: {reason}")
-        # In full precision also where the model will run in less: there the same code computes, and
-        # a difference is an error and not a rounding.
-        yield from _test_kernels(choose_kernels(kernels.name)[0])
+        yield Finding("kernels", Status.OK, f"{kernels.name} is used: {reason}{_settings(kernels)}")
+        yield from _test_kernels(kernels, chosen)
 
     if found is None:
         yield from (missing,) if missing else ()
@@ -153,6 +168,8 @@ def _examine(model: str, kernels_name: str, load: Callable[[], LLM]) -> Iterator
         )
         yield from _examine_tokenizer(llm.tokenizer, found.config)
         yield from _ask(llm)
+    if numerics:
+        yield from _measure_numerics(model, found, kernels, chosen, vocab)
 
 
 def _examine_machine(machine: Machine) -> Iterator[Finding]:
@@ -182,27 +199,80 @@ def _list_kernels() -> Iterator[Finding]:
         yield Finding("kernels", Status.OK, f"{name}, {state}: {text}")
 
 
-def _test_kernels(kernels: Kernels) -> Iterator[Finding]:
-    from ossia.model.selftest import self_test
+def _settings(kernels: Kernels) -> str:
+    if kernels.name != "native":
+        return ""
+    from ossia.kernels.native import NativeKernels
 
-    checks = self_test(kernels)
-    failed = [check for check in checks if not check.passed]
+    assert isinstance(kernels, NativeKernels)
+    threads = "1 thread" if kernels.num_threads == 1 else f"{kernels.num_threads} threads"
+    arithmetic = "exact" if kernels.exact else f"int8, dense tensors {kernels.dense_dtype}"
+    return f"; {kernels.instruction_set}, {threads}, {arithmetic}"
+
+
+def _test_kernels(kernels: Kernels, chosen: options.KernelOptions) -> Iterator[Finding]:
+    """In full precision also where the model will run in less: there the same code computes, and a
+    difference is an error and not a rounding. Then the rounding, by its own limits.
+    """
+    from ossia.model.selftest import quantised_self_test, self_test
+
+    exact = chosen.exact_twin(kernels.name)
+    checks = self_test(exact)
+    quantises = kernels.name == "native" and not chosen.exact
+    quantised_checks = quantised_self_test(exact, kernels) if quantises else []
+    failed = [check for check in (*checks, *quantised_checks) if not check.passed]
     for check in failed:
         yield Finding(
             "self-test",
             Status.PROBLEM,
             f"{kernels.name}, {check.name}: "
-            + (check.message or f"off by {check.error:.2g}, allowed is {check.tolerance:.0e}"),
+            + (check.message or f"off by {check.error:.2g}, allowed is {check.tolerance:.2g}"),
             "do not trust what these kernels compute: take others with --kernels, and report this",
         )
-    if not failed:
-        largest = max(check.error for check in checks)
-        yield Finding(
-            "self-test",
-            Status.OK,
-            f"{kernels.name} passes {len(checks)} checks in float32; largest error {largest:.1e} "
-            f"of the logits' range, allowed is {checks[0].tolerance:.0e}",
+    if failed:
+        return
+    largest = max(check.error for check in checks)
+    text = (
+        f"{kernels.name} passes {len(checks)} checks in float32; largest error {largest:.1e} "
+        f"of the logits' range, allowed is {checks[0].tolerance:.0e}"
+    )
+    if quantised_checks:
+        median = quantised_checks[0]
+        text += (
+            f"; and {len(quantised_checks)} in int8: median error {median.error:.1%} of the "
+            f"logits' deviation, allowed is {median.tolerance:.0%}"
         )
+    yield Finding("self-test", Status.OK, text)
+
+
+def _measure_numerics(
+    model: str, found: Survey, kernels: Kernels, chosen: options.KernelOptions, vocab: Path | None
+) -> Iterator[Finding]:
+    """What the arithmetic that will run changes in this model, against the exact one."""
+    from ossia.cli.passage import passage_for
+    from ossia.llm import load_tokenizer
+    from ossia.model.checkpoint import open_checkpoint
+    from ossia.model.numerics import Prepared, distance
+    from ossia.model.transformer import Architecture, prepare_weights
+
+    if kernels.name != "native" or chosen.exact:
+        yield Finding("numerics", Status.OK, "nothing is quantised, so there is no distance")
+        return
+    try:
+        checkpoint = open_checkpoint(found.folder)
+        passage = passage_for(model, load_tokenizer(found.folder, vocab))
+        architecture = Architecture.of(checkpoint.config)
+        exact, other = (
+            Prepared(each, prepare_weights(architecture, each, checkpoint.part))
+            for each in (chosen.exact_twin(kernels.name), kernels)
+        )
+        measured = distance(architecture, exact, other, passage.documents)
+    except OssiaError as error:
+        yield Finding("numerics", Status.PROBLEM, str(error))
+        return
+    status = Status.OK if measured.is_meaningful else Status.NOTE
+    text = f"int8 against exact arithmetic, on {passage.name}: {measured}"
+    yield Finding("numerics", status, text)
 
 
 def _examine_memory(

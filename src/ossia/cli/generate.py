@@ -47,6 +47,10 @@ def generate(
     ] = None,
     vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
+    threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    dense_dtype: options.DenseDtypeOption = None,
+    instruction_set: options.InstructionSetOption = None,
     allow_slow: options.AllowSlowOption = False,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
@@ -65,7 +69,7 @@ def generate(
     given = _parse_tokens(tokens) if tokens is not None else _read_prompt(prompt or "")
     with options.load_model(
         model,
-        kernels=kernels,
+        options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set),
         vocab=vocab,
         allow_slow=allow_slow,
         no_mmap=no_mmap,

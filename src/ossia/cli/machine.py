@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ossia.kernels.cores import allowed_cores, control_groups, core_quota, read_lines
 
 _FEATURES = (
     "avx2",
@@ -63,8 +64,8 @@ class Machine:
             platform=f"{platform.system()} {platform.release()}, {platform.machine()}",
             processor=cpu.get("model name") or platform.processor() or platform.machine(),
             features=tuple(name for name in _FEATURES if name in flags),
-            cores=_cores(),
-            core_quota=_core_quota(root),
+            cores=allowed_cores(),
+            core_quota=core_quota(root),
             memory_total=_kibibytes(memory.get("MemTotal")) or _physical_memory(),
             memory_available=_kibibytes(memory.get("MemAvailable")),
             memory_limit=_memory_limit(root),
@@ -74,17 +75,10 @@ class Machine:
 def _colon_fields(path: Path) -> dict[str, str]:
     """The first value of each `name : value` line."""
     fields: dict[str, str] = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
     return fields
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _kibibytes(value: str | None) -> int | None:
@@ -98,47 +92,12 @@ def _physical_memory() -> int | None:
         return None
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and of those around it, whose limits hold too."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, name = rest.partition(":")
-        if controllers == "":
-            top = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            top = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        inner = Path(name.lstrip("/"))
-        for group in (inner, *inner.parents):
-            yield top / group
-
-
 def _memory_limit(root: Path) -> int | None:
     limits = [
         int(line)
-        for group in _groups(root, "memory")
+        for group in control_groups(root, "memory")
         for file in ("memory.max", "memory.limit_in_bytes")
-        for line in _lines(group / file)
+        for line in read_lines(group / file)
         if line.isdecimal()
     ]
     return min((limit for limit in limits if limit < _UNLIMITED), default=None)
-
-
-def _core_quota(root: Path) -> float | None:
-    quotas: list[float] = []
-    for group in _groups(root, "cpu"):
-        text = " ".join(
-            _lines(group / "cpu.max")  # version 2: both numbers; version 1: one file each
-            or _lines(group / "cpu.cfs_quota_us") + _lines(group / "cpu.cfs_period_us")
-        )
-        quota, _, period = text.partition(" ")
-        if quota.isdecimal() and period.isdecimal():  # "max" and −1 are no limit
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)

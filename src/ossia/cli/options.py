@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from ossia.engine.request import SamplingParams
+    from ossia.kernels.interface import Kernels
     from ossia.llm import LLM
 
 ModelOption = Annotated[
@@ -24,7 +25,35 @@ ModelOption = Annotated[
     ),
 ]
 KernelsOption = Annotated[
-    str, typer.Option("--kernels", help="Kernel set: auto, reference or torch.")
+    str, typer.Option("--kernels", help="Kernel set: auto, native, reference or torch.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Of the native kernels. Default: all cores this process may use."
+    ),
+]
+ExactOption = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Native kernels without quantised activations and dense tensors: slower."
+    ),
+]
+DenseDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dense-dtype",
+        metavar="int8|bf16",
+        help="How the native kernels keep what is not an expert: int8 (default), or as stored.",
+    ),
+]
+InstructionSetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--instruction-set",
+        metavar="auto|avx512|avx2|scalar",
+        help="Of the native kernels: another than the processor's best. The results are the same.",
+    ),
 ]
 AllowSlowOption = Annotated[
     bool,
@@ -64,10 +93,33 @@ StopOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class KernelOptions:
+    """The kernel set asked for and its settings, under the names that `ossia.load` gives them."""
+
+    kernels: str = "auto"
+    threads: int | None = None
+    exact: bool = False
+    dense_dtype: str | None = None
+    instruction_set: str | None = None
+
+    def choose(self, *, model_bytes: int = 0) -> tuple[Kernels, str]:
+        """The kernels, and why those."""
+        from ossia.kernels.choose import choose_kernels
+
+        settings = asdict(self)
+        return choose_kernels(settings.pop("kernels"), model_bytes=model_bytes, **settings)
+
+    def exact_twin(self, name: str) -> Kernels:
+        """The set called `name` with these settings, in full precision."""
+        precise = replace(self, kernels=name, exact=name == "native", dense_dtype=None)
+        return precise.choose()[0]
+
+
 def load_model(
     model: str,
+    kernels: KernelOptions,
     *,
-    kernels: str,
     vocab: Path | None,
     allow_slow: bool,
     no_mmap: bool,
@@ -79,7 +131,7 @@ def load_model(
     load = functools.partial(
         ossia.load,
         model,
-        kernels=kernels,
+        **asdict(kernels),
         tokenizer=vocab,
         allow_slow=allow_slow,
         use_mmap=not no_mmap,
