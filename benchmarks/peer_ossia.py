@@ -6,11 +6,11 @@ Options of the plan: `kernels`, the name of the kernel set.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence as Rows
 from typing import Any
 
+import numpy as np
 from peer_plan import Plan, run
 
 from ossia import __version__
@@ -22,11 +22,13 @@ from ossia.engine.scheduler import ScheduledChunk, SchedulerOutput
 from ossia.engine.sequence import Sequence
 from ossia.errors import OssiaError
 from ossia.kernels.choose import choose_kernels
-from ossia.kernels.interface import Kernels
+from ossia.kernels.interface import Kernels, Part
+from ossia.kernels.mxfp4 import Mxfp4Tensor
 from ossia.model.checkpoint import open_checkpoint
 from ossia.model.transformer import Architecture, prepare_weights
 
 _GREEDY = SamplingParams(temperature=0.0)
+_PROBE_BYTES = 600_000_000  # far beyond any cache; two layers of 20b
 
 
 class OssiaEngine:
@@ -34,7 +36,7 @@ class OssiaEngine:
 
     def __init__(self, plan: Plan) -> None:
         self._chunk = plan.chunk
-        checkpoint = open_checkpoint(plan.model)
+        self._checkpoint = checkpoint = open_checkpoint(plan.model)
         self._config = checkpoint.config
         self._architecture = Architecture.of(checkpoint.config)
         self._kernels, self._why = _kernels(
@@ -42,6 +44,7 @@ class OssiaEngine:
         )
         self._weights = prepare_weights(self._architecture, self._kernels, checkpoint.part)
         self._sequences: list[Sequence] = []
+        self._probed: list[np.ndarray] = []
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -103,16 +106,35 @@ class OssiaEngine:
         )
 
     def read_gb_per_s(self) -> float | None:
-        probe = getattr(self._kernels, "read_gb_per_s", None)
-        return None if probe is None else probe()
+        """By the native kernels' own threads, over the mapped experts of a few layers."""
+        read_seconds = getattr(self._kernels, "read_seconds", None)
+        if read_seconds is None:
+            return None
+        if not self._probed:
+            self._probed = self._expert_arrays()
+            for array in self._probed:  # a page's first touch costs more than reading it
+                read_seconds(array)
+        seconds = sum(map(read_seconds, self._probed))
+        return sum(array.nbytes for array in self._probed) / seconds / 1e9
+
+    def _expert_arrays(self) -> list[np.ndarray]:
+        arrays: list[np.ndarray] = []
+        for layer in range(self._config.num_hidden_layers):
+            moe = self._checkpoint.part(Part.MOE, layer)
+            arrays += [
+                tensor.blocks if isinstance(tensor, Mxfp4Tensor) else tensor
+                for tensor in (moe["gate_up"], moe["down"])
+            ]
+            if sum(array.nbytes for array in arrays) >= _PROBE_BYTES:
+                break
+        return arrays
 
 
 def _kernels(name: str, threads: int, model_bytes: int) -> tuple[Kernels, str]:
-    """Sets that take no number of threads follow OMP_NUM_THREADS, which peers.py sets."""
-    given: dict[str, Any] = {"model_bytes": model_bytes}
-    if "num_threads" in inspect.signature(choose_kernels).parameters:
-        given["num_threads"] = threads
-    return choose_kernels(name, **given)
+    """Only the native set takes a number of threads; the others follow OMP_NUM_THREADS, which
+    peers.py sets."""
+    given = {"threads": threads} if name == "native" else {}
+    return choose_kernels(name, model_bytes=model_bytes, **given)
 
 
 if __name__ == "__main__":

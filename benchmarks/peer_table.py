@@ -3,6 +3,10 @@
 A ratio compares medians within one round, for the machine's speed drifts between rounds. Bytes read
 per token are those that must be read whatever the engine does: every dense weight once, as int8
 with a scale per 32 (both engines hold them so), the experts of one token, its keys and values.
+
+Samples during which other processes kept a core busy are left out where others of the same round
+remain, the same way for both engines: with a thread per core, a neighbour costs far more than what
+it takes. How many are left out is told.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ Key = tuple[str, int, int]
 ENGINES = ("ossia", "llama.cpp")
 _DENSE_BITS = 8.5
 _EXPERT_BITS = 4.25
+DISTURBED = 0.1
+"""Cores that others kept busy, from which on a sample is disturbed."""
 
 
 def bytes_per_token(config: ModelConfig, depth: int) -> float:
@@ -55,6 +61,10 @@ def _entry(
     key: Key, engines: Mapping[str, Mapping[int, list[Sample]]], config: ModelConfig
 ) -> dict[str, Any]:
     kind, size, sequences = key
+    engines = {
+        name: {number: _undisturbed(many) for number, many in by_round.items()}
+        for name, by_round in engines.items()
+    }
     entry: dict[str, Any] = {"kind": kind, "size": size, "sequences": sequences}
     entry["unit"] = {"first token": "s", "memory": "bytes"}.get(kind, "tokens/s")
     medians: dict[str, dict[int, float]] = {}
@@ -68,8 +78,6 @@ def _entry(
         medians[name] = {number: median(values) for number, values in found.items()}
         if found:
             entry[name] = _spread([value for values in found.values() for value in values])
-            busy = [s.get("other_cores", 0.0) for many in by_round.values() for s in many]
-            entry[f"{name} other_cores"] = round(median(busy), 3)
     shared = medians["ossia"].keys() & medians["llama.cpp"].keys()
     if shared:
         entry["ratio"] = _spread(
@@ -86,6 +94,15 @@ def _entry(
         if shares:
             entry["share of read bandwidth"] = _spread(shares)
     return entry
+
+
+def _undisturbed(samples: list[Sample]) -> list[Sample]:
+    """Those to be believed, or all where none is."""
+    return [s for s in samples if not _is_disturbed(s)] or samples
+
+
+def _is_disturbed(sample: Sample) -> bool:
+    return sample.get("other_cores", 0.0) > DISTURBED
 
 
 def _key(sample: Sample) -> Key | None:
@@ -183,10 +200,10 @@ def agreement(samples: Sequence[Sample]) -> Iterator[str]:
     if pairs:
         same = sum(a == b for a, b in pairs)
         yield f"same greedy token after the same tokens: {same} of {len(pairs)}"
-    disturbed = [s for s in samples if s.get("other_cores", 0.0) > 0.1]
+    disturbed = sum(map(_is_disturbed, samples))
     if disturbed:
         timed = sum("other_cores" in s for s in samples)
         yield (
-            f"disturbed: in {len(disturbed)} of {timed} samples other processes kept more than a "
-            "tenth of a core busy"
+            f"disturbed: in {disturbed} of {timed} samples other processes kept more than a tenth "
+            "of a core busy; left out where their round has others"
         )

@@ -25,8 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from peer_plan import Plan
-from peer_table import Sample, agreement, rows, summary, table
+from peer_plan import Plan, Stopwatch
+from peer_table import DISTURBED, Sample, agreement, rows, summary, table
 from random_model import (
     SHAPES,
     ModelFiles,
@@ -41,6 +41,7 @@ from ossia.errors import OssiaError, UsageError
 
 _HERE = Path(__file__).resolve().parent
 _READ_BYTES = 1 << 24
+_QUIET_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,13 @@ def main() -> int:
             {"engine": peer.name, "round": number, **sample}
             for number in range(options.rounds)
             for peer in (peers if number % 2 == 0 else peers[::-1])
-            for sample in _run(peer, plan, peers, options.rounds, number)
+            for sample in _run(
+                peer,
+                plan,
+                peers,
+                f"round {number + 1} of {options.rounds}, {peer.name}",
+                options.wait_quiet,
+            )
         ]
     except OssiaError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -116,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--llama-python", help="an interpreter with llama-cpp-python and gguf")
     add("--llama-flash-attention", choices=("auto", "on", "off"), default="auto")
     add("--llama-no-repack", action="store_true", help="no second copy of weights in its memory")
+    add(
+        "--wait-quiet",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="before each process, wait so long at most until nobody else keeps a core busy",
+    )
     add("--results", type=Path, default=_HERE / "results")
     add("--no-save", dest="save", action="store_false", help="print only")
     return parser
@@ -175,18 +189,18 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _run(
-    peer: Peer, plan: Plan, peers: Sequence[Peer], rounds: int, number: int
+    peer: Peer, plan: Plan, peers: Sequence[Peer], label: str, patience: float
 ) -> Iterator[Sample]:
     """The samples of one process. The page cache is the same for each: its own file and not the
     other's, for both need not fit into memory.
     """
-    label = f"round {number + 1} of {rounds}, {peer.name}"
     _say(f"{label}: reading its file")
     for other in peers:
         if other is not peer:
             _forget(other.files)
     _read(peer.files)
     _note_small_memory(peer)
+    _wait_until_quiet(label, patience)
     own = Plan(**{**asdict(plan), "model": str(peer.model), "options": peer.options})
     environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
     command = [peer.python, str(_HERE / peer.script), str(time.monotonic())]
@@ -234,6 +248,16 @@ def _say(text: str) -> None:
 def _shown(sample: Sample) -> str:
     names = ("kind", "when", "depth", "sequences", "tokens", "seconds")
     return " ".join(f"{sample[name]}" for name in names if name in sample)
+
+
+def _wait_until_quiet(label: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        stopwatch = Stopwatch()
+        time.sleep(_QUIET_SECONDS)
+        if (others := stopwatch.read()["other_cores"]) < DISTURBED:
+            return
+        _say(f"{label}: waiting, others keep {others:.1f} cores busy")
 
 
 def _note_small_memory(peer: Peer) -> None:

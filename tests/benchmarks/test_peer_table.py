@@ -100,6 +100,19 @@ def test_agreement_counts_the_same_token_at_the_same_place():
     assert list(agreement(samples)) == ["same greedy token after the same tokens: 6 of 8"]
 
 
+def test_disturbed_samples_are_left_out_where_others_remain():
+    samples = [
+        decode("ossia", 0, 0.4, other_cores=0.02),  # 10
+        decode("ossia", 0, 4.0, other_cores=0.5),  # 1, left out
+        decode("llama.cpp", 0, 0.8, other_cores=0.5),  # 5, all there is
+        decode("llama.cpp", 0, 0.8, other_cores=0.5),
+    ]
+    (entry,) = summary(samples, CONFIG)
+    assert entry["ossia"] == pytest.approx([10, 10, 10])
+    assert entry["llama.cpp"] == pytest.approx([5, 5, 5])
+    assert entry["ratio"] == pytest.approx([2, 2, 2])
+
+
 def test_other_people_s_work_is_told():
     samples = [
         decode("ossia", 0, 1.0, other_cores=0.4),
