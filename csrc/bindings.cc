@@ -381,10 +381,13 @@ void RegisterContext(nb::module_& m) {
            "instruction_set"_a, "num_threads"_a, "exact"_a)
       .def_prop_ro("instruction_set", [](Context& c) { return c.ops()->name; })
       .def_prop_ro("num_threads", [](Context& c) { return c.pool().size(); })
-      .def("tune", [](Context& c, std::optional<int> mxfp4_row_tokens, std::optional<int> prefetch_bytes) {
+      .def("tune", [](Context& c, std::optional<int> mxfp4_row_tokens, std::optional<int> rows_prefetch,
+                      std::optional<int> panel_prefetch) {
              if (mxfp4_row_tokens) c.options().tuning.mxfp4_row_tokens = *mxfp4_row_tokens;
-             if (prefetch_bytes) c.options().tuning.prefetch_bytes = *prefetch_bytes;
-           }, nb::kw_only(), "mxfp4_row_tokens"_a = nb::none(), "prefetch_bytes"_a = nb::none())
+             if (rows_prefetch) c.options().tuning.rows_prefetch = *rows_prefetch;
+             if (panel_prefetch) c.options().tuning.panel_prefetch = *panel_prefetch;
+           }, nb::kw_only(), "mxfp4_row_tokens"_a = nb::none(), "rows_prefetch"_a = nb::none(),
+           "panel_prefetch"_a = nb::none())
       .def("pack_rows", &PackRows<uint16_t>, "into"_a, "index"_a, "first_row"_a, "rows"_a.noconvert())
       .def("pack_rows", &PackRows<float>, "into"_a, "index"_a, "first_row"_a, "rows"_a.noconvert())
       .def("embed", [](Context& c, In<int32_t, 1> ids, const EmbeddingWeights& w) {

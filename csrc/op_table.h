@@ -93,8 +93,9 @@ struct Scratch {
 struct Tuning {
   // MXFP4: up to this many tokens rows are used in place, beyond it they are decoded into panels.
   int mxfp4_row_tokens;
-  // How far ahead of the row-wise products memory is fetched into the second-level cache, in bytes.
-  int prefetch_bytes;
+  // How many bytes ahead memory is announced: of rows beyond the next four, and of a panel's blocks.
+  // More than a page ahead the hardware's own prefetchers no longer help.
+  int rows_prefetch, panel_prefetch;
 };
 
 // out[t * ld + r] = product of row row_begin + r and token t, for rows [row_begin, row_end).

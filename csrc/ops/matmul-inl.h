@@ -36,7 +36,8 @@ struct RowQuad {
 // Four rows against N tokens, into out[n * ld + 0..3].
 template <int N>
 inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& layout,
-                      const uint8_t* const* tokens, const uint8_t* ahead, float* out, int64_t ld) {
+                      const uint8_t* const* tokens, int prefetch_bytes, float* out, int64_t ld) {
+  const uint8_t* next = rows.blocks[0] + 64 * num_blocks;
   F32x16 chains[N];
   for (int n = 0; n < N; ++n) chains[n] = ZeroF32();
   const auto accumulate = [&](const U8x64 bytes[4], I32x16 scale, int64_t g) __attribute__((always_inline)) {
@@ -60,8 +61,10 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
     U8x64 bytes[4];
     for (int r = 0; r < 4; ++r) {
       bytes[r] = LoadBytes(rows.blocks[r] + 64 * g);
-      // Memory is read linearly, so the lines needed next lie `prefetch_bytes` behind those of now.
-      __builtin_prefetch(ahead + 256 * g + 64 * r, 0, 2);
+      // Four rows are read side by side, which no prefetcher of the hardware follows. So the next
+      // four are fetched in the order of memory meanwhile, and the lines behind those announced.
+      __builtin_prefetch(next + 256 * g + 64 * r, 0, 3);
+      __builtin_prefetch(next + prefetch_bytes + 256 * g + 64 * r, 0, 2);
     }
     accumulate(bytes, Mxfp4Scales(rows.scales[0] + 4 * g, rows.scales[1] + 4 * g,
                                   rows.scales[2] + 4 * g, rows.scales[3] + 4 * g), g);
@@ -95,13 +98,12 @@ inline void Mxfp4RowsOf(const MatmulArgs& args, const uint8_t* const* tokens, fl
       rows.blocks[r] = w.data + at * num_blocks * 16;
       rows.scales[r] = w.scales + at * num_blocks;
     }
-    const uint8_t* ahead = rows.blocks[0] + args.tuning.prefetch_bytes;
     float* to = out + (row - args.row_begin);
     if (row + 4 <= args.row_end) {
-      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, ahead, to, args.ld);
+      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, args.tuning.rows_prefetch, to, args.ld);
     } else {
       float quad[4 * N];
-      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, ahead, quad, 4);
+      Mxfp4Quad<N>(rows, num_blocks, layout, tokens, args.tuning.rows_prefetch, quad, 4);
       for (int n = 0; n < N; ++n) {
         memcpy(to + n * args.ld, quad + 4 * n, sizeof(float) * (args.row_end - row));
       }
@@ -424,7 +426,7 @@ inline void Matmul(const MatmulArgs& args) {
     const QuantLayout layout(w.cols);
     for (int row = 0; row < num_rows; row += kPanelRows, panel += PanelBytes(w.cols)) {
       const F32x16 y =
-          Q8Vector(panel, NumBlocks(w.cols), layout, tokens[0], args.tuning.prefetch_bytes);
+          Q8Vector(panel, NumBlocks(w.cols), layout, tokens[0], args.tuning.panel_prefetch);
       if (num_rows - row >= kPanelRows) {
         Store(y, args.out + row);
       } else {

@@ -373,7 +373,14 @@ OSSIA_INLINE F64x8 IfLessF64(F64x8 a, F64x8 b, F64x8 value, F64x8 other) {
   return a;
 }
 OSSIA_INLINE F64x8 KeepBitsF64(F64x8 a, uint32_t bits, F64x8 other) {
-  OSSIA_LANES a.v[i] = bits >> i & 1 ? a.v[i] : other.v[i];
+  uint64_t x[8], y[8];
+  memcpy(x, a.v, 64);
+  memcpy(y, other.v, 64);
+  OSSIA_LANES {  // a branch would be mispredicted at every other bit of a random mask
+    const uint64_t keep = -static_cast<uint64_t>(bits >> i & 1);
+    x[i] = (x[i] & keep) | (y[i] & ~keep);
+  }
+  memcpy(a.v, x, 64);
   return a;
 }
 OSSIA_INLINE F64x8 AddExponentF64(F64x8 a, F64x8 n) {

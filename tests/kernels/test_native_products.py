@@ -7,7 +7,6 @@ root mean square of exactly 1, so what is multiplied is that row with the token'
 
 from __future__ import annotations
 
-from collections import Counter
 from fractions import Fraction
 
 import ml_dtypes
@@ -123,13 +122,12 @@ def test_q8_at_every_remainder_of_rows_and_tokens(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("row_tokens", [0, 1, 4, 100])
+@pytest.mark.parametrize("row_tokens", [0, 1, 4, 1000])
 def test_mxfp4_at_every_remainder(name, row_tokens):
     """In place up to `row_tokens` tokens, decoded into panels beyond: the same bits either way."""
     rng = np.random.default_rng(3)
     products = Products(name)
     products.context.tune(mxfp4_row_tokens=row_tokens)
-    paths = Counter()
     for i, groups in enumerate([1, 2, 3, 4, 5, 6, 7, 8, 9, 12]):
         for j in range(3):
             rows, tokens = HEIGHTS[(3 * i + j) % len(HEIGHTS)], TOKENS[(i + j) % len(TOKENS)]
@@ -137,22 +135,22 @@ def test_mxfp4_at_every_remainder(name, row_tokens):
             row, signs = activations(rng, 32 * groups, tokens)
             matrix = _native.Matrix.mxfp4(tensor.blocks[None], tensor.scales[None])
             expected = mxfp4_product(row * signs, tensor.blocks, tensor.scales)
+            before = products.context.counts()
             assert_same_bits(products(matrix, row, signs), expected)
-            path = "mxfp4_rows" if tokens <= row_tokens else "mxfp4_panels"
-            paths[path] += -(-rows // 64)  # a task is 64 rows
-    assert products.context.counts() == {**dict.fromkeys(products.context.counts(), 0), **paths}
+            taken = {p for p, count in products.context.counts().items() if count > before[p]}
+            assert taken == {"mxfp4_rows" if tokens <= row_tokens else "mxfp4_panels"}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_more_tokens_than_a_task_takes(name):
-    """A task is 96 tokens."""
+    """A task is about 100 tokens."""
     rng = np.random.default_rng(4)
     products = Products(name)
     weights = random_weights(rng, 20, 96, np.float32)
-    row, signs = activations(rng, 96, 199)
+    row, signs = activations(rng, 96, 400)
     expected = q8_product(row * signs, weights)
     matrix = products.packed(weights)
-    for tokens in (95, 96, 97, 193, 199):
+    for tokens in (95, 96, 97, 127, 128, 129, 193, 257, 400):
         assert_same_bits(products(matrix, row, signs[:tokens]), expected[:tokens])
     tensor = random_mxfp4(rng, 20, 3)
     matrix = _native.Matrix.mxfp4(tensor.blocks[None], tensor.scales[None])

@@ -347,10 +347,20 @@ class NativeKernels:
         return self._context.pager_counts()
 
     def tune(
-        self, *, mxfp4_row_tokens: int | None = None, prefetch_bytes: int | None = None
+        self,
+        *,
+        mxfp4_row_tokens: int | None = None,
+        rows_prefetch: int | None = None,
+        panel_prefetch: int | None = None,
     ) -> None:
-        """Move the points at which paths are chosen. Results stay equal bit for bit."""
-        self._context.tune(mxfp4_row_tokens=mxfp4_row_tokens, prefetch_bytes=prefetch_bytes)
+        """Move the points at which paths are chosen, and how far ahead memory is fetched. Results
+        stay equal bit for bit.
+        """
+        self._context.tune(
+            mxfp4_row_tokens=mxfp4_row_tokens,
+            rows_prefetch=rows_prefetch,
+            panel_prefetch=panel_prefetch,
+        )
 
     def read_seconds(self, array: np.ndarray) -> float:
         """Time to read a contiguous array once, with the same threads and no arithmetic."""
