@@ -158,7 +158,8 @@ AttentionWeights AttentionOf(int heads, int kv_heads, int d, float eps, In<float
   if (d < 32 || d % 32 != 0 || d > 256 || kv_heads < 1 || heads % kv_heads != 0 ||
       heads < 1 || heads / kv_heads > kAttentionTileRows) {
     Refuse("[attention] expected heads of 32, 64, ... 256 numbers, at most 64 of them per kv head, got " +
-           std::to_string(heads) + " heads of " + std::to_string(d) + " over " + std::to_string(kv_heads));
+           std::to_string(heads) + " heads of " + std::to_string(d) + " over " +
+           std::to_string(kv_heads) + "; use other kernels for this model");
   }
   ExpectMatrix("attention", "q", q, 1, heads * d, hidden);
   ExpectMatrix("attention", "k", k, 1, kv_heads * d, hidden);
@@ -450,7 +451,8 @@ void RegisterContext(nb::module_& m) {
       .def("to_numpy", &ToNumpy, "value"_a)
       .def("counts", [](Context& c) {
              static const char* const kNames[kNumPaths] = {
-                 "mxfp4_rows", "mxfp4_panels", "q8_vector", "q8_tile", "mxfp4_exact", "bf16_exact", "f32_exact"};
+                 "mxfp4_rows", "mxfp4_panels", "q8_vector", "q8_tile", "mxfp4_exact",
+                 "bf16_exact", "f32_exact", "attention_whole", "attention_split", "experts"};
              nb::dict counts;
              const std::vector<uint64_t> values = c.Counts();
              for (int i = 0; i < kNumPaths; ++i) counts[kNames[i]] = values[i];
@@ -507,7 +509,5 @@ NB_MODULE(_native, m) {
   });
   ossia::RegisterWeights(m);
   ossia::RegisterContext(m);
-#ifdef OSSIA_HAVE_SAMPLE
   ossia::RegisterSample(m);
-#endif
 }

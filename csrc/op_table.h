@@ -81,8 +81,20 @@ constexpr float kLargestActivation = 0x1p60f;
 constexpr float kSmallestActivation = 0x1p-60f;  // a block of smaller ones counts as zeros
 constexpr int kLargestScaleByte = 190;           // of MXFP4: 2^63
 
-// Which path a product took, counted per task by every thread.
-enum Path { kMxfp4Rows, kMxfp4Panels, kQ8Vector, kQ8Tile, kMxfp4Exact, kBf16Exact, kF32Exact, kNumPaths };
+// Which path a task took, counted by every thread.
+enum Path {
+  kMxfp4Rows,
+  kMxfp4Panels,
+  kQ8Vector,
+  kQ8Tile,
+  kMxfp4Exact,
+  kBf16Exact,
+  kF32Exact,
+  kAttentionWhole,
+  kAttentionSplit,
+  kExperts,  // not a path: experts that some token of a step was routed to
+  kNumPaths
+};
 
 // What a thread owns while it runs tasks.
 struct Scratch {
@@ -176,7 +188,8 @@ struct OpTable {
   void (*store_key)(const float* k, int d, bool f32, int slot, uint8_t* head);
   void (*store_value)(const float* v, int d, bool f32, int slot, uint8_t* head);
   // softmax(q k / sqrt(d), with the sink first) v. Scores: fma chain over d ascending. Per tile of 32
-  // keys: the new maximum, exp, sum of both halves' SumLanes, values by fma over keys ascending.
+  // keys: the new maximum, exp, 16 sums of weights by fma with the old state's decay, values by fma over
+  // keys ascending.
   // A split starts empty, the splits are merged into the sink's state in order.
   void (*attention)(const AttentionArgs&);
   // Merge the partials of splits [first, last) of `rows` rows, [split][row][2 + d], sink first.

@@ -469,6 +469,7 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
   };
   // All experts at once, or, where they are paged, as many as fit while the next are read.
   const int num_active = static_cast<int>(routing.active.size());
+  c_.threads_[0]->scratch.counts[kExperts] += num_active;
   const int group = c_.pager_ != nullptr ? c_.pager_->GroupSize(w) : num_active;
   const auto need = [&](int begin) {
     if (c_.pager_ == nullptr || begin >= num_active) return;

@@ -26,7 +26,8 @@ ThreadPool::ThreadPool(int num_threads)
 
 ThreadPool::~ThreadPool() {
   if (getpid() != owner_) {
-    for (std::thread& thread : threads_) thread.detach();  // they do not exist here
+    // The threads do not exist here, and a handle of one that does not cannot be destroyed.
+    static_cast<void>(new std::vector<std::thread>(std::move(threads_)));
     return;
   }
   stop_ = true;

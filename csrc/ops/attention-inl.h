@@ -89,41 +89,45 @@ inline void ValueRowsOf(int rows, const float* weights, const float* decay, cons
   ValueRows<R>(weights, decay, values, num_keys, d, acc);
 }
 
-// Of all rows of a tile: largest score so far, sum of weights, weighted values.
+// Of all rows of a tile: largest score so far, sums of weights by lane, weighted values.
 struct SoftmaxState {
   float largest[kAttentionTileRows];
-  float sum[kAttentionTileRows];
+  float* sums;    // [row][16]
   float* values;  // [row][d]
 };
 
 inline void Reset(SoftmaxState* state, int rows, int d) {
-  for (int r = 0; r < kAttentionTileRows; ++r) {
-    state->largest[r] = kNoScore;
-    state->sum[r] = 0;
-  }
+  for (int r = 0; r < kAttentionTileRows; ++r) state->largest[r] = kNoScore;
+  memset(state->sums, 0, sizeof(float) * 16 * rows);
   memset(state->values, 0, sizeof(float) * rows * d);
 }
 
 // Scores to weights relative to the new maximum; `decay` is what the old state counts for now.
 inline void Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
-  float largest[kAttentionTileRows];
-  for (int r = 0; r < rows; ++r) {
-    const float* s = scores + kKeyTile * r;
-    const float tile = MaxLanes(Max(Load(s), Load(s + 16)));
-    largest[r] = tile > state->largest[r] ? tile : state->largest[r];
+  alignas(64) float largest[kAttentionTileRows];
+  for (int r = 0; r < rows; r += 8) {
+    F32x16 both[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {  // rows behind the last are scratch of the tile
+      const float* s = scores + kKeyTile * (r + i);
+      both[i] = Max(Load(s), Load(s + 16));
+    }
+    MaxLanes8(both, largest + r);
   }
-  for (int r = rows; r % 16 != 0; ++r) largest[r] = state->largest[r];
   for (int r = 0; r < rows; r += 16) {
-    Store(Exp(Sub(Load(state->largest + r), Load(largest + r))), decay + r);
+    const F32x16 before = Load(state->largest + r);
+    const F32x16 now = Max(Load(largest + r), before);  // a NaN score leaves the maximum as it was
+    Store(now, largest + r);
+    Store(Exp(Sub(before, now)), decay + r);
   }
   for (int r = 0; r < rows; ++r) {
     float* s = scores + kKeyTile * r;
-    const F32x16 w0 = Exp(Sub(Load(s), Set(largest[r])));
-    const F32x16 w1 = Exp(Sub(Load(s + 16), Set(largest[r])));
+    const F32x16 shift = Set(largest[r]);
+    const F32x16 w0 = Exp(Sub(Load(s), shift)), w1 = Exp(Sub(Load(s + 16), shift));
     Store(w0, s);
     Store(w1, s + 16);
-    const float kept = state->sum[r] * decay[r];
-    state->sum[r] = kept + SumLanes(Add(w0, w1));
+    float* sums = state->sums + 16 * r;
+    Store(Fma(Load(sums), Set(decay[r]), Add(w0, w1)), sums);
     state->largest[r] = largest[r];
   }
 }
@@ -185,6 +189,7 @@ inline void PrefetchBytes(const uint8_t* p, int64_t n) {
 }
 
 inline void Attention(const AttentionArgs& args) {
+  args.scratch->counts[args.split < 0 ? kAttentionWhole : kAttentionSplit]++;
   const int d = args.d, rows = args.num_tokens * args.group;
   float* memory = reinterpret_cast<float*>(args.scratch->bytes);
   const auto take = [&](int64_t n) {
@@ -195,19 +200,20 @@ inline void Attention(const AttentionArgs& args) {
   float* q = take(rows * d);
   float* scores = take(kAttentionTileRows * kKeyTile);
   float* wide = take(2 * kKeyTile * d);
-  SoftmaxState state{{}, {}, take(rows * d)};
-  SoftmaxState running{{}, {}, take(rows * d)};
+  SoftmaxState state{{}, take(16 * rows), take(rows * d)};
+  float running_largest[kAttentionTileRows], running_sum[kAttentionTileRows];
+  float* running_values = take(rows * d);
   const F32x16 scale = Set(args.scale);
   for (int t = 0; t < args.num_tokens; ++t) {
     for (int i = 0; i < args.group * d; i += 16) {
       Store(Mul(Load(args.q + t * args.q_stride + i), scale), q + t * args.group * d + i);
     }
     for (int h = 0; h < args.group; ++h) {
-      running.largest[t * args.group + h] = args.sinks[h];
-      running.sum[t * args.group + h] = 1;
+      running_largest[t * args.group + h] = args.sinks[h];
+      running_sum[t * args.group + h] = 1;
     }
   }
-  memset(running.values, 0, sizeof(float) * rows * d);
+  memset(running_values, 0, sizeof(float) * rows * d);
 
   const int last_position = args.first_position + args.num_tokens - 1;
   const int first_visible =
@@ -248,8 +254,8 @@ inline void Attention(const AttentionArgs& args) {
     const bool split_ends = tile == last_tile || (tile + 1) % kSplitTiles == 0;
     if (split_ends && args.split < 0) {
       for (int r = 0; r < rows; ++r) {
-        MergeRow(state.largest[r], state.sum[r], state.values + r * d, d, &running.largest[r],
-                 &running.sum[r], running.values + r * d);
+        MergeRow(state.largest[r], SumLanes(Load(state.sums + 16 * r)), state.values + r * d, d,
+                 &running_largest[r], &running_sum[r], running_values + r * d);
       }
       Reset(&state, rows, d);
     }
@@ -258,7 +264,7 @@ inline void Attention(const AttentionArgs& args) {
     for (int r = 0; r < rows; ++r) {
       float* partial = args.partial + r * (2 + d);
       partial[0] = state.largest[r];
-      partial[1] = state.sum[r];
+      partial[1] = SumLanes(Load(state.sums + 16 * r));
       memcpy(partial + 2, state.values + r * d, sizeof(float) * d);
     }
     return;
@@ -266,7 +272,7 @@ inline void Attention(const AttentionArgs& args) {
   for (int t = 0; t < args.num_tokens; ++t) {
     for (int h = 0; h < args.group; ++h) {
       const int r = t * args.group + h;
-      StoreAttended(running.values + r * d, running.sum[r], d,
+      StoreAttended(running_values + r * d, running_sum[r], d,
                     args.out + t * args.out_stride + h * d);
     }
   }

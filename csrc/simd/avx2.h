@@ -140,6 +140,10 @@ OSSIA_INLINE float MaxLanes(F32x16 v) {
   const __m128 z = _mm_max_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
+// MaxLanes of eight vectors at once.
+OSSIA_INLINE void MaxLanes8(const F32x16 x[8], float* out) {
+  for (int i = 0; i < 8; ++i) out[i] = MaxLanes(x[i]);
+}
 OSSIA_INLINE void StoreChainSums(F32x16 v, float* p) {
   const __m128 x = _mm_add_ps(_mm256_castps256_ps128(v.a), _mm256_extractf128_ps(v.a, 1));
   const __m128 y = _mm_add_ps(_mm256_castps256_ps128(v.b), _mm256_extractf128_ps(v.b, 1));

@@ -115,6 +115,23 @@ OSSIA_INLINE float MaxLanes(F32x16 a) {
   const __m128 z = _mm_max_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
+// MaxLanes of eight vectors at once.
+OSSIA_INLINE void MaxLanes8(const F32x16 x[8], float* out) {
+  __m512 a[4], b[2];
+  for (int i = 0; i < 4; ++i) {  // 256-bit halves: row 2i in the lower, row 2i + 1 in the upper
+    a[i] = _mm512_max_ps(_mm512_shuffle_f32x4(x[2 * i].v, x[2 * i + 1].v, 0x44),
+                         _mm512_shuffle_f32x4(x[2 * i].v, x[2 * i + 1].v, 0xEE));
+  }
+  for (int i = 0; i < 2; ++i) {  // 128-bit quarters: rows 4i to 4i + 3
+    b[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xDD));
+  }
+  const __m512 c = _mm512_max_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
+  const __m512 d = _mm512_max_ps(c, _mm512_permute_ps(c, 0x4E));
+  // Each quarter holds rows r and r + 4 in its first two lanes.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, d)));
+}
 // Lanes are [chain 0..3][row 0..3]: (c0 + c1) + (c2 + c3) of each row into p[0..3].
 OSSIA_INLINE void StoreChainSums(F32x16 a, float* p) {
   const __m128 c0 = _mm512_castps512_ps128(a.v), c1 = _mm512_extractf32x4_ps(a.v, 1);

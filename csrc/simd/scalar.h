@@ -153,6 +153,10 @@ OSSIA_INLINE float MaxLanes(F32x16 a) {
   }
   return a.v[0];
 }
+// MaxLanes of eight vectors at once.
+OSSIA_INLINE void MaxLanes8(const F32x16 x[8], float* out) {
+  for (int i = 0; i < 8; ++i) out[i] = MaxLanes(x[i]);
+}
 OSSIA_INLINE void StoreChainSums(F32x16 a, float* p) {
   for (int r = 0; r < 4; ++r) p[r] = (a.v[r] + a.v[4 + r]) + (a.v[8 + r] + a.v[12 + r]);
 }

@@ -19,6 +19,9 @@ KEY_TILE: int
 """Tokens of a cache block."""
 
 def instruction_sets() -> list[str]: ...
+def sample(
+    instruction_set: str, logits: _Floats, **arrays: Any
+) -> tuple[_Ints, NDArray[np.float64], _Ints, NDArray[np.float64]]: ...
 
 @final
 class Matrix:

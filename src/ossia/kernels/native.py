@@ -33,13 +33,15 @@ from ossia.kernels.interface import (
     part_shapes,
 )
 from ossia.kernels.mxfp4 import Mxfp4Tensor
-from ossia.kernels.sampling import sample_rows
+from ossia.kernels.native_sampling import sample_rows_native
 
 DENSE_DTYPES = ("int8", "bf16")
 """How dense tensors are kept: repacked into int8 with scales, or as the checkpoint holds them."""
 
 _PACK_CHUNK_BYTES = 64 << 20
 """Source pages of a dense tensor are released in pieces of this size while it is packed."""
+
+_ANGLES_CHUNK = 4096  # positions whose angles are worked out at once: 3 MB of float64
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -174,6 +176,8 @@ class NativeKernels:
 
         def experts(name: str) -> Any:
             tensor = tensors[name]
+            if not isinstance(tensor, Mxfp4Tensor):
+                tensor = _array(part, name, tensor)
             if isinstance(tensor, Mxfp4Tensor):
                 blocks = np.ascontiguousarray(tensor.blocks)
                 scales = np.ascontiguousarray(tensor.scales)
@@ -232,10 +236,13 @@ class NativeKernels:
         chunk = max(_PACK_CHUNK_BYTES // max(cols * values.itemsize, 1) // 16, 1) * 16
         for index in range(count):
             for first in range(0, rows, chunk):
-                piece = np.require(values[index, first : first + chunk], requirements=("C", "A"))
+                source = values[index, first : first + chunk]
+                piece = np.require(source, requirements=("C", "A"))
                 bits = piece.view(np.uint16) if piece.dtype == ml_dtypes.bfloat16 else piece
                 self._context.pack_rows(matrix, index, first, bits)
-                release_pages(piece)
+                if source.flags.c_contiguous:
+                    release_pages(source)
+            release_pages(values[index])
         kept.append(matrix)
         return matrix
 
@@ -326,15 +333,16 @@ class NativeKernels:
 
     @_op
     def sample(self, logits: Any, batch: SamplingBatch) -> SampledTokens:
-        return sample_rows(self.to_host(logits), batch)
+        return sample_rows_native(_native, self.instruction_set, self.to_host(logits), batch)
 
     @_op
     def to_host(self, handle: Any) -> np.ndarray:
         try:
-            return self._context.to_numpy(handle)
-        finally:
+            self._context.run()
+        finally:  # what was recorded has run, or was given up with an error
             self._alive.clear()
             self._indices.clear()
+        return self._context.to_numpy(handle)
 
     # -- Measuring -----------------------------------------------------------------------------
 
@@ -383,6 +391,8 @@ def release_pages(array: np.ndarray) -> None:
         base = base.obj
     if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
+    if not (array.flags.c_contiguous or array.T.flags.c_contiguous):
+        return  # its bytes are mixed with those of others
     start = array.__array_interface__["data"][0] - np.frombuffer(base, np.uint8).ctypes.data
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -393,6 +403,10 @@ def release_pages(array: np.ndarray) -> None:
 def _array(part: Part, name: str, tensor: HostTensor) -> np.ndarray:
     if isinstance(tensor, Mxfp4Tensor):
         raise KernelError(f"[prepare] expected {part.value}.{name} as an array, got MXFP4")
+    if tensor.dtype not in (np.float32, ml_dtypes.bfloat16):
+        raise KernelError(
+            f"[prepare] expected {part.value}.{name} in float32 or bfloat16, got {tensor.dtype}"
+        )
     return tensor
 
 
@@ -412,7 +426,12 @@ class _Angles:
             self._extend(2 * last)
 
     def _extend(self, length: int) -> None:
-        positions_P = np.arange(length, dtype=np.float32)
-        angles = np.outer(positions_P, np.array(self._rope.inv_freq, np.float32)).astype(np.float64)
-        self.cos = (np.cos(angles) * self._rope.concentration).astype(np.float32)
-        self.sin = (np.sin(angles) * self._rope.concentration).astype(np.float32)
+        inv_freq = np.array(self._rope.inv_freq, np.float32)
+        self.cos = np.empty((length, len(inv_freq)), np.float32)
+        self.sin = np.empty_like(self.cos)
+        for at in range(0, length, _ANGLES_CHUNK):
+            positions_P = np.arange(at, min(at + _ANGLES_CHUNK, length), dtype=np.float32)
+            angles = np.outer(positions_P, inv_freq).astype(np.float64)
+            here = slice(at, at + len(positions_P))
+            self.cos[here] = np.cos(angles) * self._rope.concentration
+            self.sin[here] = np.sin(angles) * self._rope.concentration
