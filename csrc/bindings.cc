@@ -78,6 +78,24 @@ class Memory {
   uint8_t *base_, *p_;
 };
 
+// Packed matrices lie side by side in large pieces of huge pages: one that starts or ends within a huge
+// page would have its ends on small ones, which are read a third slower. Called with the GIL.
+std::shared_ptr<Memory> TakePacked(int64_t bytes, uint8_t** p) {
+  constexpr int64_t kPiece = int64_t{64} << 20;
+  static std::weak_ptr<Memory> last;
+  static int64_t used = 0, size = 0;
+  std::shared_ptr<Memory> memory = last.lock();
+  if (memory == nullptr || used + bytes > size) {
+    size = std::max(kPiece, bytes);
+    used = 0;
+    memory = std::make_shared<Memory>(size, true);
+    last = memory;
+  }
+  *p = memory->data() + used;
+  used += (bytes + 63) / 64 * 64;
+  return memory;
+}
+
 // A stack of matrices (one, for a dense tensor); owns only what was packed.
 struct PyMatrix {
   MatrixStack stack;
@@ -122,8 +140,9 @@ PyMatrix Q8Room(int count, int rows, int cols) {
   ExpectColumns(cols);
   PyMatrix m;
   const int64_t bytes = CeilDiv(rows, kPanelRows) * PanelBytes(cols);
-  m.packed = std::make_shared<Memory>(bytes * count + 64, true);
-  m.stack.first = {Format::kQ8, rows, cols, m.packed->data(), nullptr};
+  uint8_t* data;
+  m.packed = TakePacked(bytes * count, &data);
+  m.stack.first = {Format::kQ8, rows, cols, data, nullptr};
   m.stack.data_stride = bytes;
   m.count = count;
   return m;
@@ -136,8 +155,8 @@ void PackRows(Context& context, PyMatrix& into, int index, int first_row, In<T, 
       static_cast<int>(rows.shape(1)) != m.cols) {
     Refuse("[pack_rows] expected rows that lie in a Q8 matrix from a multiple of 16 on");
   }
-  uint8_t* to = into.packed->data() + index * into.stack.data_stride +
-                first_row / kPanelRows * PanelBytes(m.cols);
+  // Packed memory is ours to write; at() gives it as what the products only read.
+  uint8_t* to = const_cast<uint8_t*>(m.data) + first_row / kPanelRows * PanelBytes(m.cols);
   const nb::gil_scoped_release release;
   context.PackMatrix(rows.data(), sizeof(T) == 4, rows.shape(1), static_cast<int>(rows.shape(0)),
                      m.cols, to);

@@ -125,7 +125,7 @@ struct TokenIndex {
 
 struct Options {
   bool exact = false;
-  Tuning tuning{.mxfp4_row_tokens = 8, .rows_prefetch = 6144, .panel_prefetch = 2048};
+  Tuning tuning{.mxfp4_row_tokens = 8, .rows_prefetch = 24576, .panel_prefetch = 2048};
 };
 
 class ExpertPager;

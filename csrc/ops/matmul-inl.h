@@ -59,6 +59,8 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
   const int full = num_blocks / 4, rest = num_blocks % 4;
   for (int g = 0; g < full; ++g) {
     U8x64 bytes[4];
+    // The scales of four times four rows further on: 360 bytes of a quad, a stream of its own.
+    __builtin_prefetch(rows.scales[0] + 16 * num_blocks + 16 * g, 0, 3);
     for (int r = 0; r < 4; ++r) {
       bytes[r] = LoadBytes(rows.blocks[r] + 64 * g);
       // Four rows are read side by side, which no prefetcher of the hardware follows. So the next
