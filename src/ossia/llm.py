@@ -25,7 +25,7 @@ from ossia.engine.async_engine import AsyncEngine
 from ossia.engine.config import EngineConfig
 from ossia.engine.engine import Engine
 from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
-from ossia.errors import CheckpointError, ConversationError, TokenizerError, UsageError
+from ossia.errors import CheckpointError, ConversationError, UsageError
 from ossia.harmony.messages import (
     Conversation,
     DeveloperContent,
@@ -37,11 +37,8 @@ from ossia.harmony.messages import (
     ToolNamespace,
 )
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.kernels.choose import choose_kernels, refuse_large
-from ossia.model.checkpoint import open_checkpoint
+from ossia.loading import KernelSettings, OpenedModel, open_model
 from ossia.model.config import GenerationConfig, ModelConfig
-from ossia.model.hub import resolve_model
-from ossia.model.transformer import Architecture, prepare_weights
 
 Prompt = str | Sequence[int]
 Messages = str | Conversation | Sequence[Message | Mapping[str, Any]]
@@ -359,6 +356,7 @@ def load(
     tokenizer: str | Path | None = None,
     use_mmap: bool = True,
     allow_slow: bool = False,
+    allow_paging: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LLM:
     """Load a model and start its engine.
@@ -375,33 +373,38 @@ def load(
     `dense_dtype`: `int8` (the default) or `bf16`, which keeps all but the experts as stored;
     `instruction_set`: one that this processor has, for tests.
 
+    A model that does not fit into memory gets a shorter context, if `engine` names none, and is
+    refused where that does not help. `allow_paging`: then keep part of its experts on disk, to be
+    read when they are needed.
+
     Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError,
     MissingDependencyError, UsageError.
     """
-    checkpoint = open_checkpoint(resolve_model(str(model)), use_mmap=use_mmap)
-    chosen, _ = choose_kernels(
-        kernels,
-        model_bytes=checkpoint.total_bytes,
-        threads=threads,
-        exact=exact,
-        dense_dtype=dense_dtype,
-        instruction_set=instruction_set,
+    opened = open_model(
+        model,
+        KernelSettings(kernels, threads, exact, dense_dtype, instruction_set),
+        engine=engine,
+        tokenizer=tokenizer,
+        use_mmap=use_mmap,
+        allow_slow=allow_slow,
+        allow_paging=allow_paging,
     )
-    if chosen.name == "reference":
-        refuse_large(checkpoint.total_bytes, allow_slow=allow_slow)
-    vocabulary = load_tokenizer(checkpoint.folder, tokenizer)
-    _require_fit(vocabulary, checkpoint.config)
-    weights = prepare_weights(
-        Architecture.of(checkpoint.config), chosen, checkpoint.part, progress=progress
-    )
+    return load_opened(opened, progress=progress)
+
+
+def load_opened(opened: OpenedModel, *, progress: Callable[[int, int], None] | None = None) -> LLM:
+    """The second half of `load`. Raises UnsupportedError for a model too large for the memory."""
+    checkpoint, kernels = opened.checkpoint, opened.kernels
+    assert opened.tokenizer is not None
+    weights = opened.prepare(progress)
     return LLM(
-        name=str(model),
+        name=opened.name,
         config=checkpoint.config,
         generation=checkpoint.generation,
-        tokenizer=vocabulary,
-        engine=AsyncEngine(Engine.for_model(checkpoint.config, chosen, weights, engine)),
+        tokenizer=opened.tokenizer,
+        engine=AsyncEngine(Engine.for_model(checkpoint.config, kernels, weights, opened.engine)),
         card=ModelCard.read(checkpoint.folder),
-        kernels_name=chosen.name,
+        kernels_name=kernels.name,
     )
 
 
@@ -419,38 +422,6 @@ def _default_sampling(generation: GenerationConfig, tokenizer: Tokenizer) -> Sam
         repetition_penalty=generation.repetition_penalty,
         stop_token_ids=tuple(sorted(stop_ids)),
     )
-
-
-def load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer:
-    """The vocabulary `given`, or the one beside the weights; `original/` has none of its own and
-    uses its parent's. Raises TokenizerError.
-    """
-    if given is not None:
-        return Tokenizer.load(given)
-    candidates = [
-        place / name
-        for place in (folder, folder.parent)
-        for name in ("tokenizer.json", "o200k_base.tiktoken")
-    ]
-    for path in candidates if folder.name == "original" else candidates[:2]:
-        if path.exists():
-            return Tokenizer.load(path)
-    raise TokenizerError(
-        f"{folder}: there is no tokenizer.json beside the weights; put the model's own there, or "
-        "name a vocabulary with --vocab (in Python: tokenizer=…)."
-    )
-
-
-def _require_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """A vocabulary of another model shows first at the control tokens, which stand at its end."""
-    control = tokenizer.control
-    largest = max(*control.stop_ids, control.start, control.message, control.channel)
-    if largest >= config.vocab_size:
-        raise TokenizerError(
-            f"{tokenizer.name} has a control token with the id {largest}, but the model "
-            f"embeds only the ids below {config.vocab_size}; use the vocabulary "
-            "of this model."
-        )
 
 
 def _effort(effort: Effort | str) -> Effort:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from checkpoints import TINY, hugging_face_tensors, random_tensors, save_shards, write_json
-from ossia.cli import doctor as module
-from ossia.cli.machine import Machine
 from ossia.cli.main import run
+from ossia.cli.options import size
+from ossia.engine.machine_memory import MachineMemory
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels.mxfp4 import encode
 from ossia.kernels.reference import ReferenceKernels
@@ -204,13 +204,16 @@ def test_numerics_where_nothing_is_quantised(healthy, capsys, options):
 
 
 def test_too_little_memory(healthy, capsys, monkeypatch):
-    machine = Machine.describe()
-    monkeypatch.setattr(Machine, "describe", lambda: replace(machine, memory_limit=100_000))
+    machine = MachineMemory.describe()
+    limited = replace(machine, limit=100_000)
+    monkeypatch.setattr(MachineMemory, "describe", lambda root=None: limited)
     code, found = examine(capsys, healthy)
     assert code == 1
     (problem,) = found["problem"]
-    assert problem["text"].endswith("there are 100.0 kB")
-    monkeypatch.setattr(Machine, "describe", lambda: replace(machine, memory_available=100_000))
+    assert problem["topic"] == "memory"
+    assert "this process may use 0.1 MB" in problem["text"]
+    crowded = replace(machine, available=100_000)
+    monkeypatch.setattr(MachineMemory, "describe", lambda root=None: crowded)
     code, found = examine(capsys, healthy)
     assert code == 0
     assert "100.0 kB are free now" in found["note"][0]["text"]
@@ -235,7 +238,7 @@ def test_a_large_model_on_the_reference_kernels(healthy, capsys, monkeypatch):
 
 
 def test_sizes():
-    assert [module._size(n) for n in (None, 999, 5_000_000, 13_761_264_768)] == [
+    assert [size(n) for n in (None, 999, 5_000_000, 13_761_264_768)] == [
         "an unknown amount",
         "1.0 kB",
         "5.0 MB",

@@ -107,11 +107,9 @@ def test_generate_on_the_rendered_prompt_gives_the_tokens_of_chat() -> None:
     turn = json.loads(ossia("chat", question, "--json").stdout)
     assert turn["reasoning"] and turn["content"]
     # The very conversation, through the other door: /save writes it, render makes it text.
-    from ossia.cli.options import KernelOptions, load_model
+    from ossia.cli.options import ModelOptions, load_model
 
-    with load_model(
-        "nano", KernelOptions(), vocab=None, allow_slow=False, no_mmap=False, quiet=True
-    ) as llm:
+    with load_model(ModelOptions().open(), quiet=True) as llm:
         document = llm.conversation(question).to_json()
     rendered = json.loads(ossia("harmony", "render", "--jsonl", stdin=document + "\n").stdout)
     raw = json.loads(ossia("generate", "--prompt", rendered["text"], "--json").stdout)

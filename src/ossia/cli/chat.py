@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ossia.cli import options, terminal
+from ossia.cli.memory import show_memory
 from ossia.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,13 +47,32 @@ def chat(
     exact: options.ExactOption = False,
     dense_dtype: options.DenseDtypeOption = None,
     instruction_set: options.InstructionSetOption = None,
+    context: options.ContextOption = None,
+    memory: options.MemoryOption = False,
     allow_slow: options.AllowSlowOption = False,
+    allow_paging: options.AllowPagingOption = False,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Ask a question, or talk: the reasoning is dimmed, the answer is not.
 
     In a conversation: /effort low|medium|high, /reset, /save FILE, /help; Ctrl-C stops the turn.
     """
+    chosen = options.ModelOptions(
+        model=model,
+        kernels=kernels,
+        threads=threads,
+        exact=exact,
+        dense_dtype=dense_dtype,
+        instruction_set=instruction_set,
+        context=context,
+        vocab=vocab,
+        allow_slow=allow_slow,
+        allow_paging=allow_paging,
+        no_mmap=no_mmap,
+    )
+    if memory:
+        show_memory(chosen.open(needs_tokenizer=False), as_json=as_json)
+        return
     if as_json and prompt is None:
         raise UsageError("--json prints one turn; give the question as PROMPT.")
     from ossia.harmony.messages import Effort
@@ -63,14 +83,7 @@ def chat(
         prompt = terminal.read_all()
     from ossia.cli.chat_session import ChatSession
 
-    with options.load_model(
-        model,
-        options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set),
-        vocab=vocab,
-        allow_slow=allow_slow,
-        no_mmap=no_mmap,
-        quiet=as_json,
-    ) as llm:
+    with options.load_model(chosen.open(), quiet=as_json) as llm:
         sampling = options.sampling_of(
             llm,
             max_tokens=max_tokens,

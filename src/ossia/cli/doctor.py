@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
     from ossia.harmony.tokenizer import Tokenizer
     from ossia.kernels.interface import Kernels
     from ossia.llm import LLM
+    from ossia.loading import OpenedModel
     from ossia.model.checkpoint import Survey
     from ossia.model.config import ModelConfig
 
 _QUESTION = "What is 2 + 3?"
-_CONTEXT = 8192  # tokens for which the memory of keys and values is named
 _PROBE = "Grüße, 世界! <|start|>\n\tx = 3.14 🙂"  # holds the spelling of a control token as text
 
 
@@ -62,28 +61,31 @@ def doctor(
     exact: options.ExactOption = False,
     dense_dtype: options.DenseDtypeOption = None,
     instruction_set: options.InstructionSetOption = None,
+    context: options.ContextOption = None,
     vocab: options.VocabOption = None,
     allow_slow: options.AllowSlowOption = False,
+    allow_paging: options.AllowPagingOption = False,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Examine this machine, the kernels and a model; name what is wrong and the mend.
 
     Exit code 1 when something is wrong.
     """
-    chosen = options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set)
-
-    def load() -> LLM:
-        return options.load_model(
-            model,
-            chosen,
-            vocab=vocab,
-            allow_slow=allow_slow,
-            no_mmap=no_mmap,
-            quiet=as_json,
-        )
-
+    chosen = options.ModelOptions(
+        model=model,
+        kernels=kernels,
+        threads=threads,
+        exact=exact,
+        dense_dtype=dense_dtype,
+        instruction_set=instruction_set,
+        context=context,
+        vocab=vocab,
+        allow_slow=allow_slow,
+        allow_paging=allow_paging,
+        no_mmap=no_mmap,
+    )
     findings: list[Finding] = []
-    for finding in _examine(model, chosen, load, vocab=vocab, numerics=numerics):
+    for finding in _examine(chosen, numerics=numerics, quiet=as_json):
         findings.append(finding)
         if not as_json:
             _print(finding)
@@ -109,14 +111,7 @@ def _print(finding: Finding) -> None:
         print(f"{'':5}  {'':9}  → {finding.mend}", flush=True)
 
 
-def _examine(
-    model: str,
-    chosen: options.KernelOptions,
-    load: Callable[[], LLM],
-    *,
-    vocab: Path | None,
-    numerics: bool,
-) -> Iterator[Finding]:
+def _examine(chosen: options.ModelOptions, *, numerics: bool, quiet: bool) -> Iterator[Finding]:
     from ossia.cli.machine import Machine
     from ossia.model.checkpoint import survey
     from ossia.model.hub import resolve_model
@@ -126,12 +121,12 @@ def _examine(
     yield from _list_kernels()
     found = missing = None
     try:
-        found = survey(resolve_model(model))
+        found = survey(resolve_model(chosen.model))
     except OssiaError as error:
         missing = Finding("model", Status.PROBLEM, str(error))
     kernels = None
     try:
-        kernels, reason = chosen.choose(model_bytes=found.total_bytes if found else 0)
+        kernels, reason = chosen.settings.choose(model_bytes=found.total_bytes if found else 0)
     except UsageError:
         raise  # the command was wrong, not what it examines
     except OssiaError as error:
@@ -151,9 +146,22 @@ def _examine(
         )
     if found.problems or found.config is None or kernels is None:
         return
-    yield from _examine_memory(machine, found.config, found.total_bytes, kernels)
+    yield from _examine_model(chosen, found, kernels, quiet=quiet)
+    if numerics:
+        yield from _measure_numerics(chosen, kernels)
+
+
+def _examine_model(
+    chosen: options.ModelOptions, found: Survey, kernels: Kernels, *, quiet: bool
+) -> Iterator[Finding]:
+    """Memory, vocabulary and a first token of a checkpoint in which nothing was found wrong."""
+    assert found.config is not None
     try:
-        llm = load()
+        opened = chosen.open()
+        yield _memory_finding(opened)
+        if opened.refusal:
+            return
+        llm = options.load_model(opened, quiet=quiet)
     except OssiaError as error:
         topic = "tokenizer" if isinstance(error, TokenizerError) else "model"
         yield Finding(topic, Status.PROBLEM, str(error))
@@ -163,13 +171,11 @@ def _examine(
         yield Finding(
             "model",
             Status.OK,
-            f"{model}: {_size(found.total_bytes)}, {layers} layers of {experts} experts, loaded "
-            f"from {found.folder}",
+            f"{chosen.model}: {options.size(found.total_bytes)}, {layers} layers of {experts} "
+            f"experts, loaded from {found.folder}",
         )
         yield from _examine_tokenizer(llm.tokenizer, found.config)
         yield from _ask(llm)
-    if numerics:
-        yield from _measure_numerics(model, found, kernels, chosen, vocab)
 
 
 def _examine_machine(machine: Machine) -> Iterator[Finding]:
@@ -182,11 +188,13 @@ def _examine_machine(machine: Machine) -> Iterator[Finding]:
     quota = "" if machine.core_quota is None else f" (a quota allows {machine.core_quota:.3g})"
     features = " ".join(machine.features) or "instruction sets unknown"
     yield Finding("processor", Status.OK, f"{machine.processor}; {cores}{quota}; {features}")
-    limit = machine.memory_limit
+    memory = machine.memory
     parts = [
-        f"{_size(machine.memory_total)} in all",
-        f"{_size(machine.memory_available)} available",
-        "no limit by a control group" if limit is None else f"{_size(limit)} allowed by its group",
+        f"{options.size(memory.total)} in all",
+        f"{options.size(memory.available)} available",
+        "no limit by a control group"
+        if memory.limit is None
+        else f"{options.size(memory.limit)} allowed by its group",
     ]
     yield Finding("memory", Status.OK, ", ".join(parts))
 
@@ -210,13 +218,13 @@ def _settings(kernels: Kernels) -> str:
     return f"; {kernels.instruction_set}, {threads}, {arithmetic}"
 
 
-def _test_kernels(kernels: Kernels, chosen: options.KernelOptions) -> Iterator[Finding]:
+def _test_kernels(kernels: Kernels, chosen: options.ModelOptions) -> Iterator[Finding]:
     """In full precision also where the model will run in less: there the same code computes, and a
     difference is an error and not a rounding. Then the rounding, by its own limits.
     """
     from ossia.model.selftest import quantised_self_test, self_test
 
-    exact = chosen.exact_twin(kernels.name)
+    exact = chosen.settings.exact_twin(kernels.name)
     checks = self_test(exact)
     quantises = kernels.name == "native" and not chosen.exact
     quantised_checks = quantised_self_test(exact, kernels) if quantises else []
@@ -245,28 +253,21 @@ def _test_kernels(kernels: Kernels, chosen: options.KernelOptions) -> Iterator[F
     yield Finding("self-test", Status.OK, text)
 
 
-def _measure_numerics(
-    model: str, found: Survey, kernels: Kernels, chosen: options.KernelOptions, vocab: Path | None
-) -> Iterator[Finding]:
+def _measure_numerics(chosen: options.ModelOptions, kernels: Kernels) -> Iterator[Finding]:
     """What the arithmetic that will run changes in this model, against the exact one."""
     from ossia.cli.passage import passage_for
-    from ossia.llm import load_tokenizer
-    from ossia.model.checkpoint import open_checkpoint
     from ossia.model.numerics import Prepared, distance
-    from ossia.model.transformer import Architecture, prepare_weights
 
     if kernels.name != "native" or chosen.exact:
         yield Finding("numerics", Status.OK, "nothing is quantised, so there is no distance")
         return
     try:
-        checkpoint = open_checkpoint(found.folder)
-        passage = passage_for(model, load_tokenizer(found.folder, vocab))
-        architecture = Architecture.of(checkpoint.config)
-        exact, other = (
-            Prepared(each, prepare_weights(architecture, each, checkpoint.part))
-            for each in (chosen.exact_twin(kernels.name), kernels)
-        )
-        measured = distance(architecture, exact, other, passage.documents)
+        opened = chosen.open()
+        exact = replace(chosen, exact=True, dense_dtype=None).open()
+        assert opened.tokenizer is not None
+        passage = passage_for(chosen.model, opened.tokenizer)
+        pair = (Prepared(each.kernels, each.prepare()) for each in (exact, opened))
+        measured = distance(opened.architecture, *pair, documents=passage.documents)
     except OssiaError as error:
         yield Finding("numerics", Status.PROBLEM, str(error))
         return
@@ -275,24 +276,20 @@ def _measure_numerics(
     yield Finding("numerics", status, text)
 
 
-def _examine_memory(
-    machine: Machine, config: ModelConfig, stored: int, kernels: Kernels
-) -> Iterator[Finding]:
-    context = min(_CONTEXT, config.max_position_embeddings)
-    cache = config.kv_cache_bytes(context, kernels.cache_itemsize)
+def _memory_finding(opened: OpenedModel) -> Finding:
+    plan = opened.memory
+    about = "about " if plan.is_estimate else ""
     text = (
-        f"the model needs {_size(stored)} for its weights and {_size(cache)} for "
-        f"{context:,} tokens of context"
+        f"the model takes {about}{options.size(plan.total)} at its fullest, "
+        f"{options.size(plan.cache)} of them for a context of {plan.context:,} tokens "
+        "(ossia chat --memory shows the whole plan)"
     )
-    usable, available = machine.usable_memory, machine.memory_available
-    if usable is not None and stored + cache > usable:
-        mend = "take a smaller model or a machine with more memory; from disk it would crawl"
-        yield Finding("memory", Status.PROBLEM, f"{text}; there are {_size(usable)}", mend)
-    elif available is not None and stored + cache > available:
-        mend = "close other programs, or expect it to be slow"
-        yield Finding("memory", Status.NOTE, f"{text}; {_size(available)} are free now", mend)
-    else:
-        yield Finding("memory", Status.OK, text)
+    if opened.refusal:
+        return Finding("memory", Status.PROBLEM, opened.refusal)
+    notes = list(options.memory_notes(opened))
+    if notes:
+        return Finding("memory", Status.NOTE, f"{text}; {notes[0]}")
+    return Finding("memory", Status.OK, text)
 
 
 def _examine_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Finding]:
@@ -349,12 +346,3 @@ def _ask(llm: LLM) -> Iterator[Finding]:
 _REFETCH = (
     "the weights are damaged, or weights and tokenizer belong to different models: fetch both again"
 )
-
-
-def _size(num_bytes: int | None) -> str:
-    if num_bytes is None:
-        return "an unknown amount"
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"

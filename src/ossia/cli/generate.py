@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ossia.cli import options, terminal
+from ossia.cli.memory import show_memory
 from ossia.errors import EngineError, UsageError
 
 
@@ -51,7 +52,10 @@ def generate(
     exact: options.ExactOption = False,
     dense_dtype: options.DenseDtypeOption = None,
     instruction_set: options.InstructionSetOption = None,
+    context: options.ContextOption = None,
+    memory: options.MemoryOption = False,
     allow_slow: options.AllowSlowOption = False,
+    allow_paging: options.AllowPagingOption = False,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Continue a prompt, raw: control tokens in and out, nothing added.
@@ -62,19 +66,28 @@ def generate(
 
     from ossia.engine.request import FinishReason
 
+    chosen = options.ModelOptions(
+        model=model,
+        kernels=kernels,
+        threads=threads,
+        exact=exact,
+        dense_dtype=dense_dtype,
+        instruction_set=instruction_set,
+        context=context,
+        vocab=vocab,
+        allow_slow=allow_slow,
+        allow_paging=allow_paging,
+        no_mmap=no_mmap,
+    )
+    if memory:
+        show_memory(chosen.open(needs_tokenizer=False), as_json=as_json)
+        return
     if (prompt is None) == (tokens is None):
         raise UsageError("Give the prompt either as --prompt TEXT or as --tokens IDS, one of them.")
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs prints numbers for programs to read; add --json.")
     given = _parse_tokens(tokens) if tokens is not None else _read_prompt(prompt or "")
-    with options.load_model(
-        model,
-        options.KernelOptions(kernels, threads, exact, dense_dtype, instruction_set),
-        vocab=vocab,
-        allow_slow=allow_slow,
-        no_mmap=no_mmap,
-        quiet=as_json,
-    ) as llm:
+    with options.load_model(chosen.open(), quiet=as_json) as llm:
         sampling = options.sampling_of(
             llm,
             max_tokens=max_tokens,

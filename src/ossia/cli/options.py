@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from ossia.engine.request import SamplingParams
-    from ossia.kernels.interface import Kernels
     from ossia.llm import LLM
+    from ossia.loading import KernelSettings, OpenedModel
+
+Progress = Callable[[int, int], None]
+_T = TypeVar("_T")
 
 ModelOption = Annotated[
     str,
@@ -55,6 +58,26 @@ InstructionSetOption = Annotated[
         help="Of the native kernels: another than the processor's best. The results are the same.",
     ),
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="TOKENS",
+        min=2,
+        help="Of prompt and answer together. Default: the model's, or what memory allows.",
+    ),
+]
+MemoryOption = Annotated[
+    bool,
+    typer.Option("--memory", help="Print how much memory it will take, line by line, and stop."),
+]
+AllowPagingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-paging",
+        help="Run a model larger than memory: read experts from disk as they are needed, slowly.",
+    ),
+]
 AllowSlowOption = Annotated[
     bool,
     typer.Option("--allow-slow", help="Run a large model on the reference kernels all the same."),
@@ -94,57 +117,96 @@ StopOption = Annotated[
 
 
 @dataclass(frozen=True)
-class KernelOptions:
-    """The kernel set asked for and its settings, under the names that `ossia.load` gives them."""
+class ModelOptions:
+    """A model and how it is to run: the options that every command which runs one has."""
 
+    model: str = "nano"
     kernels: str = "auto"
     threads: int | None = None
     exact: bool = False
     dense_dtype: str | None = None
     instruction_set: str | None = None
+    context: int | None = None
+    vocab: Path | None = None
+    allow_slow: bool = False
+    allow_paging: bool = False
+    no_mmap: bool = False
 
-    def choose(self, *, model_bytes: int = 0) -> tuple[Kernels, str]:
-        """The kernels, and why those."""
-        from ossia.kernels.choose import choose_kernels
+    @property
+    def settings(self) -> KernelSettings:
+        from ossia.loading import KernelSettings
 
-        settings = asdict(self)
-        return choose_kernels(settings.pop("kernels"), model_bytes=model_bytes, **settings)
+        return KernelSettings(
+            self.kernels, self.threads, self.exact, self.dense_dtype, self.instruction_set
+        )
 
-    def exact_twin(self, name: str) -> Kernels:
-        """The set called `name` with these settings, in full precision."""
-        precise = replace(self, kernels=name, exact=name == "native", dense_dtype=None)
-        return precise.choose()[0]
+    def open(self, *, max_num_seqs: int = 1, needs_tokenizer: bool = True) -> OpenedModel:
+        """Everything but the weights, for an engine that runs so many sequences together."""
+        from ossia.engine.config import EngineConfig
+        from ossia.loading import open_model
+
+        return open_model(
+            self.model,
+            self.settings,
+            engine=EngineConfig(max_num_seqs=max_num_seqs, max_model_len=self.context),
+            tokenizer=self.vocab,
+            needs_tokenizer=needs_tokenizer,
+            use_mmap=not self.no_mmap,
+            allow_slow=self.allow_slow,
+            allow_paging=self.allow_paging,
+        )
 
 
-def load_model(
-    model: str,
-    kernels: KernelOptions,
-    *,
-    vocab: Path | None,
-    allow_slow: bool,
-    no_mmap: bool,
-    quiet: bool = False,
-) -> LLM:
-    """`ossia.load` with a progress bar on stderr where loading takes long enough to notice."""
-    import ossia
+def load_model(opened: OpenedModel, *, quiet: bool = False) -> LLM:
+    """`ossia.load`, what memory does not allow on stderr, and a progress bar there where loading
+    takes long enough to notice.
+    """
+    from ossia.llm import load_opened
 
-    load = functools.partial(
-        ossia.load,
-        model,
-        **asdict(kernels),
-        tokenizer=vocab,
-        allow_slow=allow_slow,
-        use_mmap=not no_mmap,
-    )
+    for note in memory_notes(opened):
+        print(f"note: {note}", file=sys.stderr)
+    return with_progress(f"loading {opened.name}", lambda p: load_opened(opened, progress=p), quiet)
+
+
+def with_progress(what: str, run: Callable[[Progress | None], _T], quiet: bool = False) -> _T:
+    """Calls `run` with a callback (done, total) that moves a bar on stderr; None where that is no
+    terminal.
+    """
     if quiet or not sys.stderr.isatty():
-        return load()
+        return run(None)
 
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"loading {model}", total=None)
-        return load(progress=lambda done, total: bar.update(task, completed=done, total=total))
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        return run(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def memory_notes(opened: OpenedModel) -> Iterator[str]:
+    """What about memory will surprise, though the model runs."""
+    plan, machine = opened.memory, opened.machine
+    if opened.shortened and not opened.refusal:
+        yield (
+            f"the context is {plan.context:,} tokens, for more do not fit into the "
+            f"{size(machine.usable)} of memory."
+        )
+    elif machine.available is not None and plan.total > machine.available and not opened.refusal:
+        yield (
+            f"this model will take up to {size(plan.total)} of memory, of which "
+            f"{size(machine.available)} are free now: close other programs, or expect it to be "
+            "slow."
+        )
+
+
+def size(num_bytes: int | None) -> str:
+    """In decimal units, as disks and the hub have them."""
+    if num_bytes is None:
+        return "an unknown amount"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def sampling_of(

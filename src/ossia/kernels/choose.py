@@ -29,6 +29,7 @@ _SETTINGS = {
     "exact": "--exact",
     "dense_dtype": "--dense-dtype",
     "instruction_set": "--instruction-set",
+    "expert_bytes": "--allow-paging",
 }
 _INSTEAD = {
     "reference": "they compute everything in float32, with as many threads as numpy takes "
@@ -51,6 +52,7 @@ def choose_kernels(
     exact: bool = False,
     dense_dtype: str | None = None,
     instruction_set: str | None = None,
+    expert_bytes: int | None = None,
 ) -> tuple[Kernels, str]:
     """The kernels called `name`, and the reason in a few words.
 
@@ -68,13 +70,14 @@ def choose_kernels(
         known = ", ".join(("auto", *KERNEL_SETS))
         raise UsageError(f"--kernels takes one of {known}; got {name!r}.")
     if name == "native":
-        return _native(threads, exact, dense_dtype, instruction_set), reason
+        return _native(threads, exact, dense_dtype, instruction_set, expert_bytes), reason
     _refuse_settings(
         name,
         threads=threads,
         exact=exact or None,
         dense_dtype=dense_dtype,
         instruction_set=instruction_set,
+        expert_bytes=expert_bytes,
     )
     if name == "reference":
         from ossia.kernels.reference import ReferenceKernels
@@ -121,7 +124,11 @@ def _best(model_bytes: int) -> tuple[str, str]:
 
 
 def _native(
-    threads: int | None, exact: bool, dense_dtype: str | None, instruction_set: str | None
+    threads: int | None,
+    exact: bool,
+    dense_dtype: str | None,
+    instruction_set: str | None,
+    expert_bytes: int | None,
 ) -> Kernels:
     if not is_available("native"):
         raise MissingDependencyError(
@@ -145,6 +152,7 @@ def _native(
         exact=exact,
         dense_dtype=dense_dtype or DENSE_DTYPES[0],
         instruction_set=instruction_set or "auto",
+        expert_bytes=expert_bytes,
     )
 
 

@@ -1,0 +1,105 @@
+"""`--memory`, `--context` and what is said where a model does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ossia
+from engine.sparse import sparse_checkpoint
+from engine.test_config import GPT_OSS_20B
+from ossia.cli.main import run
+from ossia.engine.config import EngineConfig
+from ossia.engine.machine_memory import MachineMemory
+from ossia.errors import UnsupportedError, UsageError
+from support import trained_tokenizer_json, write_tokenizer_json
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Sets how much memory this machine is said to have."""
+    real = MachineMemory.describe()
+
+    def of(gigabytes: float, available: float | None = None) -> None:
+        total = int(gigabytes * 1e9)
+        given = replace(real, total=total, limit=None, available=int((available or 64) * 1e9))
+        monkeypatch.setattr(MachineMemory, "describe", lambda root=None: given)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpt-oss-20b, with a vocabulary, without its bytes."""
+    folder = sparse_checkpoint(tmp_path_factory.mktemp("m") / "20b", GPT_OSS_20B)
+    write_tokenizer_json(folder, trained_tokenizer_json())
+    return folder
+
+
+def test_the_plan_of_20b_before_it_is_loaded(large: Path, machine, capsys) -> None:
+    machine(32)
+    assert run(["chat", "--memory", "--model", str(large), "--context", "8192"]) == 0
+    out = capsys.readouterr().out
+    for line in ("10.2 GB  experts in MXFP4", "1.3 GB  dense tensors", "keys and values of 8,192"):
+        assert line in out
+    assert "of 32.0 GB that this process may use" in out
+
+
+def test_as_json(large: Path, machine, capsys) -> None:
+    machine(32)
+    options = ["--memory", "--json", "--model", str(large), "--context", "8192"]
+    assert run(["generate", *options]) == 0  # no prompt is needed
+    report = json.loads(capsys.readouterr().out)
+    assert report["total"] == sum(item["bytes"] for item in report["items"])
+    assert report["fits"] and report["usable"] == 32 * 10**9
+    assert report["context"] == 8192
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(large: Path, machine, capsys):
+    machine(8)
+    assert run(["chat", "--memory", "--model", str(large)]) == 1
+    out = capsys.readouterr().out
+    assert "experts in MXFP4" in out and "this process may use 8.0 GB" in out
+    assert run(["chat", "hello", "--model", str(large)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: This model needs") and error.count("\n") == 1
+    with pytest.raises(UnsupportedError, match=r"What helps: .*--allow-paging"):
+        ossia.load(large)
+
+
+def test_a_shortened_context_is_said(large: Path, machine, capsys) -> None:
+    machine(14)
+    assert run(["chat", "--memory", "--model", str(large)]) == 0
+    assert "the context is" in capsys.readouterr().out
+
+
+def test_little_free_memory_is_said(machine, capsys) -> None:
+    machine(32, available=0.01)
+    assert run(["generate", "--prompt", "x", "--max-tokens", "1"]) == 0
+    assert "10.0 MB are free now" in capsys.readouterr().err
+
+
+def test_the_context_of_a_run(machine, capsys) -> None:
+    prompt = ["generate", "--tokens", ",".join(["5"] * 60), "--max-tokens", "1"]
+    assert run([*prompt, "--context", "64"]) == 0
+    assert run([*prompt, "--context", "32"]) == 1
+    assert "32" in capsys.readouterr().err
+    assert run([*prompt, "--context", "99999"]) == 2
+    assert "at most 1024" in capsys.readouterr().err
+
+
+def test_in_python(machine) -> None:
+    with pytest.raises(UsageError, match="at most 1024"):
+        ossia.load("nano", engine=EngineConfig(max_model_len=4096))
+    machine(0.05)
+    with pytest.raises(UnsupportedError, match=r"50\.0 MB"):
+        ossia.load("nano")
+
+
+def test_paging_where_a_model_does_not_fit(large: Path, machine, capsys) -> None:
+    machine(8)
+    assert run(["chat", "--memory", "--model", str(large), "--allow-paging"]) == 0
+    assert "experts in MXFP4, those used last" in capsys.readouterr().out
