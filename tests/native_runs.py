@@ -61,8 +61,9 @@ class Prepared:
         return [np.concatenate(values) for values in logits]
 
     def paths(self) -> set[str]:
-        """Those that products took so far."""
-        return {path for path, count in self.kernels.counts().items() if count}
+        """Those that products and attention took so far."""
+        counts = self.kernels.counts()
+        return {path for path, count in counts.items() if count and path != "experts"}
 
 
 def random_documents(model: RandomModel, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

@@ -64,7 +64,7 @@ def test_every_way_through_every_target(name, threads, kind):
     assert_same_bits(prepared.in_steps(DOCUMENTS, interleaved_steps(), seed=1), expected(kind))
     experts = {"mxfp4_rows", "mxfp4_panels"} if kind != "exact" else {"mxfp4_exact"}
     dense = {"bf16_exact"} | ({"q8_vector", "q8_tile"} if kind == "int8" else set())
-    assert prepared.paths() == experts | dense
+    assert prepared.paths() == experts | dense | {"attention_whole"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,8 +140,8 @@ class LongContext:
         self.prepared, self.document = prepared, document
         self.paging = Paging(prepared.architecture, [len(document), *[9] * 7])
         self.cache = prepared.kernels.allocate_cache(self.paging.spec)
-        for start in range(0, len(document), 512):
-            self.run({0: (start, document[start : start + 512])})
+        for start in range(0, len(document), 500):
+            self.run({0: (start, document[start : start + 500])})
 
     def run(self, chunks) -> np.ndarray:
         """Logits of the tokens of sequence 0, which comes first."""
@@ -173,7 +173,10 @@ def test_splits_of_a_long_context(length, exact):
         for threads in THREADS if name == SETS[-1] else THREADS[:1]:
             prepared = Prepared.of(LONG, instruction_set=name, num_threads=threads, exact=exact)
             context = LongContext(prepared, document)
-            results += [context.decoded(others=0), context.decoded(others=7)]
+            results.append(context.decoded(others=7))
+            assert "attention_split" not in prepared.paths()
+            results.append(context.decoded(others=0))
+            assert ("attention_split" in prepared.paths()) == (length > 2048)
             start = length - LAST - 20
             results.append(context.run({0: (start, document[start:])})[-LAST:])
     results.append(prepared.uncached([document])[0][-LAST:])
@@ -185,6 +188,7 @@ def test_a_split_context_is_right():
     (document,) = random_documents(LONG, [2200])
     prepared = Prepared.of(LONG, num_threads=THREADS[-1], exact=True)
     actual = LongContext(prepared, document).decoded(others=0)
+    assert "attention_split" in prepared.paths()
     kernels = ReferenceKernels(dtype=np.float64)
     weights = prepare_weights(prepared.architecture, kernels, LONG.part)
     inputs = packed_input([document], logit_rows=range(2200 - LAST, 2200))

@@ -78,9 +78,10 @@ WRONG_TENSORS = {
     "narrow": (Part.HEAD, change("weight", lambda a: a[:, 1:]), r"weight of shape \[83, 96\], got"),
     "short bias": (Part.MOE, change("router_bias", lambda a: a[1:]), "router_bias"),
     "no matrix": (Part.ATTENTION, change("q", lambda a: a.ravel()), "q of shape"),
-    "float64": (Part.ATTENTION, change("q", lambda a: a.astype(np.float64)), r"\[prepare\]"),
-    "float16": (Part.HEAD, change("weight", lambda a: a.astype(np.float16)), r"\[prepare\]"),
-    "integers": (Part.EMBEDDING, change("weight", lambda a: a.astype(np.int32)), r"\[prepare\]"),
+    "float64": (Part.ATTENTION, change("q", lambda a: a.astype(np.float64)), "q in .*got float64"),
+    "float16": (Part.HEAD, change("norm", lambda a: a.astype(np.float16)), "norm .*got float16"),
+    "integers": (Part.EMBEDDING, change("weight", lambda a: a.astype(np.int32)), "got int32"),
+    "float64 experts": (Part.MOE, change("down", lambda a: np.zeros(a.shape)), "got float64"),
     "MXFP4 where no expert is": (
         Part.MOE,
         change(
