@@ -356,7 +356,7 @@ def load(
     tokenizer: str | Path | None = None,
     use_mmap: bool = True,
     allow_slow: bool = False,
-    allow_paging: bool = False,
+    expert_memory: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LLM:
     """Load a model and start its engine.
@@ -374,8 +374,8 @@ def load(
     `instruction_set`: one that this processor has, for tests.
 
     A model that does not fit into memory gets a shorter context, if `engine` names none, and is
-    refused where that does not help. `allow_paging`: then keep part of its experts on disk, to be
-    read when they are needed.
+    refused where that does not help. `expert_memory`: keep at most so many bytes of its experts in
+    memory, or what is left ("auto"), and read the others from disk when they are needed.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, TokenizerError, UnsupportedError,
     MissingDependencyError, UsageError.
@@ -387,7 +387,7 @@ def load(
         tokenizer=tokenizer,
         use_mmap=use_mmap,
         allow_slow=allow_slow,
-        allow_paging=allow_paging,
+        expert_memory=expert_memory,
     )
     return load_opened(opened, progress=progress)
 

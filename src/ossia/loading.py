@@ -6,6 +6,7 @@ What can be refused is refused here, in a second and without touching the weight
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ossia.engine.config import EngineConfig
 from ossia.engine.machine_memory import MachineMemory, ProcessMemory
 from ossia.engine.memory_fit import Fit, MemoryRequest
 from ossia.engine.memory_plan import KernelMemory, MemoryPlan
-from ossia.errors import TokenizerError, UnsupportedError
+from ossia.errors import TokenizerError, UnsupportedError, UsageError
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels.choose import choose_kernels, refuse_large
 from ossia.kernels.interface import Kernels
@@ -96,7 +97,7 @@ def open_model(
     needs_tokenizer: bool = True,
     use_mmap: bool = True,
     allow_slow: bool = False,
-    allow_paging: bool = False,
+    expert_memory: int | str | None = None,
 ) -> OpenedModel:
     """Check a model and plan its memory; `ossia.load` explains the arguments.
 
@@ -105,7 +106,8 @@ def open_model(
     """
     settings, engine = settings or KernelSettings(), engine or EngineConfig()
     checkpoint = open_checkpoint(resolve_model(str(model)), use_mmap=use_mmap)
-    kernels, reason = settings.choose(model_bytes=checkpoint.total_bytes)
+    expert_bytes = None if expert_memory in (None, "auto") else parse_size(expert_memory)
+    kernels, reason = settings.choose(model_bytes=checkpoint.total_bytes, expert_bytes=expert_bytes)
     if kernels.name == "reference":
         refuse_large(checkpoint.total_bytes, allow_slow=allow_slow)
     vocabulary = None
@@ -118,14 +120,14 @@ def open_model(
     machine = MachineMemory.describe()
     request = MemoryRequest(
         checkpoint,
-        KernelMemory.of(kernels),
+        KernelMemory.of(kernels, expert_bytes=expert_bytes),
         # Left to the reference kernels, a model is read from disk again and again, as was allowed.
         usable=None if kernels.name == "reference" else machine.usable,
         process_bytes=ProcessMemory.now().resident,
         use_mmap=use_mmap,
     )
     fitted = request.fit(engine)
-    if fitted.refusal and allow_paging:
+    if fitted.refusal and expert_memory == "auto":
         paged = request.paged(engine)
         if paged is not None:
             fitted, expert_bytes = paged
@@ -133,6 +135,20 @@ def open_model(
                 model_bytes=checkpoint.total_bytes, expert_bytes=expert_bytes
             )
     return _opened(str(model), checkpoint, kernels, reason, vocabulary, machine, fitted)
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes: a number of them, or a text such as 6GB, 500MB or 6GiB. Raises UsageError."""
+    if isinstance(size, int):
+        return size
+    units = {"": 1, "mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", size.strip().lower())
+    if found is None or found[2] not in units:
+        raise UsageError(
+            "expert_memory (--expert-memory) takes a size such as 6GB or 500MB, or auto; got "
+            f"{size!r}."
+        )
+    return int(float(found[1]) * units[found[2]])
 
 
 def _opened(

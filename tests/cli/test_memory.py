@@ -66,7 +66,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(large: Path, m
     assert run(["chat", "hello", "--model", str(large)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: This model needs") and error.count("\n") == 1
-    with pytest.raises(UnsupportedError, match=r"What helps: .*--allow-paging"):
+    with pytest.raises(UnsupportedError, match=r"What helps: .*--expert-memory auto"):
         ossia.load(large)
 
 
@@ -101,5 +101,18 @@ def test_in_python(machine) -> None:
 
 def test_paging_where_a_model_does_not_fit(large: Path, machine, capsys) -> None:
     machine(8)
-    assert run(["chat", "--memory", "--model", str(large), "--allow-paging"]) == 0
+    assert run(["chat", "--memory", "--model", str(large), "--expert-memory", "auto"]) == 0
     assert "experts in MXFP4, those used last" in capsys.readouterr().out
+    machine(32)
+    assert run(["chat", "--memory", "--model", str(large), "--expert-memory", "3GB"]) == 0
+    assert "3.0 GB  experts in MXFP4, those used last" in capsys.readouterr().out
+    assert run(["chat", "hi", "--expert-memory", "some"]) == 2
+    assert "6GB or 500MB, or auto; got 'some'" in capsys.readouterr().err
+
+
+def test_a_paged_model_answers_as_one_in_memory(capsys) -> None:
+    generate = ["generate", "--prompt", "What is 2 + 3?", "--max-tokens", "5", "--json"]
+    assert run(generate) == 0
+    in_memory = json.loads(capsys.readouterr().out)
+    assert run([*generate, "--expert-memory", "0.5MB"]) == 0
+    assert json.loads(capsys.readouterr().out) == in_memory

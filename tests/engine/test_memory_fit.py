@@ -78,10 +78,10 @@ def test_a_cache_given_in_tokens_is_kept_or_refused(checkpoint: Checkpoint) -> N
 
 def test_too_little_for_the_weights_is_refused_with_what_helps(checkpoint: Checkpoint) -> None:
     found = request(checkpoint, 8 * GB).fit(ONE)
-    assert "--allow-paging" in found.refusal
+    assert "--expert-memory auto" in found.refusal
     assert "--context" not in found.refusal and "int8" not in found.refusal
     assert "more memory, or a smaller model" in found.refusal
-    assert "--allow-paging" not in request(checkpoint, 2 * GB).fit(ONE).refusal
+    assert "--expert-memory auto" not in request(checkpoint, 2 * GB).fit(ONE).refusal
 
 
 def test_int8_is_named_where_it_would_fit(checkpoint: Checkpoint) -> None:

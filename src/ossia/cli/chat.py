@@ -50,7 +50,7 @@ def chat(
     context: options.ContextOption = None,
     memory: options.MemoryOption = False,
     allow_slow: options.AllowSlowOption = False,
-    allow_paging: options.AllowPagingOption = False,
+    expert_memory: options.ExpertMemoryOption = None,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Ask a question, or talk: the reasoning is dimmed, the answer is not.
@@ -67,7 +67,7 @@ def chat(
         context=context,
         vocab=vocab,
         allow_slow=allow_slow,
-        allow_paging=allow_paging,
+        expert_memory=expert_memory,
         no_mmap=no_mmap,
     )
     if memory:

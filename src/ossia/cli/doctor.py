@@ -64,7 +64,7 @@ def doctor(
     context: options.ContextOption = None,
     vocab: options.VocabOption = None,
     allow_slow: options.AllowSlowOption = False,
-    allow_paging: options.AllowPagingOption = False,
+    expert_memory: options.ExpertMemoryOption = None,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Examine this machine, the kernels and a model; name what is wrong and the mend.
@@ -81,7 +81,7 @@ def doctor(
         context=context,
         vocab=vocab,
         allow_slow=allow_slow,
-        allow_paging=allow_paging,
+        expert_memory=expert_memory,
         no_mmap=no_mmap,
     )
     findings: list[Finding] = []

@@ -55,7 +55,7 @@ def generate(
     context: options.ContextOption = None,
     memory: options.MemoryOption = False,
     allow_slow: options.AllowSlowOption = False,
-    allow_paging: options.AllowPagingOption = False,
+    expert_memory: options.ExpertMemoryOption = None,
     no_mmap: options.NoMmapOption = False,
 ) -> None:
     """Continue a prompt, raw: control tokens in and out, nothing added.
@@ -76,7 +76,7 @@ def generate(
         context=context,
         vocab=vocab,
         allow_slow=allow_slow,
-        allow_paging=allow_paging,
+        expert_memory=expert_memory,
         no_mmap=no_mmap,
     )
     if memory:

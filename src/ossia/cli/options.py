@@ -71,11 +71,13 @@ MemoryOption = Annotated[
     bool,
     typer.Option("--memory", help="Print how much memory it will take, line by line, and stop."),
 ]
-AllowPagingOption = Annotated[
-    bool,
+ExpertMemoryOption = Annotated[
+    str | None,
     typer.Option(
-        "--allow-paging",
-        help="Run a model larger than memory: read experts from disk as they are needed, slowly.",
+        "--expert-memory",
+        metavar="SIZE|auto",
+        help="For a model larger than memory: keep at most so much of its experts there, such as "
+        "6GB, or what is left (auto), and read the others from disk as they are needed, slowly.",
     ),
 ]
 AllowSlowOption = Annotated[
@@ -129,7 +131,7 @@ class ModelOptions:
     context: int | None = None
     vocab: Path | None = None
     allow_slow: bool = False
-    allow_paging: bool = False
+    expert_memory: str | None = None
     no_mmap: bool = False
 
     @property
@@ -153,7 +155,7 @@ class ModelOptions:
             needs_tokenizer=needs_tokenizer,
             use_mmap=not self.no_mmap,
             allow_slow=self.allow_slow,
-            allow_paging=self.allow_paging,
+            expert_memory=self.expert_memory,
         )
 
 

@@ -129,7 +129,7 @@ class MemoryRequest:
             if int8.planned(least).total <= usable:
                 yield "int8 for the dense tensors (no --exact, no --dense-dtype bf16)"
         if self.paged(config) is not None:
-            yield "reading experts from disk as they are needed, slowly (--allow-paging)"
+            yield "reading experts from disk as they are needed, slowly (--expert-memory auto)"
 
 
 def _gb(num_bytes: int) -> str:

@@ -29,7 +29,7 @@ _SETTINGS = {
     "exact": "--exact",
     "dense_dtype": "--dense-dtype",
     "instruction_set": "--instruction-set",
-    "expert_bytes": "--allow-paging",
+    "expert_bytes": "--expert-memory",
 }
 _INSTEAD = {
     "reference": "they compute everything in float32, with as many threads as numpy takes "
