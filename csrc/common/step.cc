@@ -165,45 +165,61 @@ struct AttentionTask {
   int sequence, kv_head, first_token, num_tokens, split;
 };
 
+// One token per sequence, whose keys one thread would walk alone for long.
+bool WantsSplits(const TokenIndex& index, int window, size_t num_tasks, int num_threads) {
+  if (window != 0 || static_cast<int>(num_tasks) >= 4 * num_threads) return false;
+  int longest = 0;
+  for (int s = 0; s < index.num_sequences; ++s) {
+    if (index.cu_seqlens[s + 1] - index.cu_seqlens[s] != 1) return false;
+    longest = std::max(longest, index.positions[index.cu_seqlens[s]] + 1);
+  }
+  return longest > kSplitKeys;
+}
+
 }  // namespace
+
+// Whole documents side by side, through a cache made for this op alone.
+Step::Documents Step::StoreDocuments(const Value& qkv, const AttentionWeights& w,
+                                     const TokenIndex& index) {
+  Documents made{{nullptr, w.kv_heads, w.d, c_.options_.exact}, {}, 0, nullptr};
+  int blocks = 0;
+  for (int s = 0; s < index.num_sequences; ++s) {
+    const int length = CeilDiv(index.cu_seqlens[s + 1] - index.cu_seqlens[s], kKeyTile);
+    made.table_width = std::max(made.table_width, length);
+    blocks += length;
+  }
+  made.memory = Take(made.cache.block_bytes() * blocks + 1);
+  made.cache.data = made.memory->data();
+  memset(made.cache.data, 0, made.cache.block_bytes() * blocks);
+  made.tables.resize(int64_t{index.num_sequences} * made.table_width + 1);
+  for (int s = 0, block = 0; s < index.num_sequences; ++s) {
+    const int begin = index.cu_seqlens[s], length = index.cu_seqlens[s + 1] - begin;
+    for (int i = 0; i < CeilDiv(length, kKeyTile); ++i) {
+      made.tables[s * made.table_width + i] = block + i;
+    }
+    for (int t = 0; t < length; ++t) {
+      uint8_t* at = made.cache.data + (block + t / kKeyTile) * made.cache.block_bytes();
+      for (int g = 0; g < w.kv_heads; ++g, at += made.cache.head_bytes()) {
+        const float* k = qkv.row(begin + t) + (w.heads + g) * w.d;
+        ops_.store_key(k, w.d, made.cache.f32, t % kKeyTile, at);
+        ops_.store_value(k + w.kv_heads * w.d, w.d, made.cache.f32, t % kKeyTile, at);
+      }
+    }
+    block += CeilDiv(length, kKeyTile);
+  }
+  return made;
+}
 
 void Step::Attention(const Value& qkv, const AttentionWeights& w, int window,
                      const TokenIndex& index, const CacheLayer* cache, Value* out) {
-  // Without a cache the documents go through one made for this op.
-  std::shared_ptr<Buffer> made;
-  std::vector<int32_t> made_tables;
-  CacheLayer own_cache;
+  Documents made;
   TokenIndex paged = index;
   if (cache == nullptr) {
-    own_cache = {nullptr, w.kv_heads, w.d, c_.options_.exact};
-    int longest = 0, blocks = 0;
-    for (int s = 0; s < index.num_sequences; ++s) {
-      const int length = index.cu_seqlens[s + 1] - index.cu_seqlens[s];
-      longest = std::max(longest, CeilDiv(length, kKeyTile));
-      blocks += CeilDiv(length, kKeyTile);
-    }
-    made = Take(own_cache.block_bytes() * blocks + 1);
-    memset(made->data(), 0, own_cache.block_bytes() * blocks);
-    own_cache.data = made->data();
-    made_tables.resize(int64_t{index.num_sequences} * longest + 1);
-    for (int s = 0, block = 0; s < index.num_sequences; ++s) {
-      const int begin = index.cu_seqlens[s], length = index.cu_seqlens[s + 1] - begin;
-      for (int i = 0; i < CeilDiv(length, kKeyTile); ++i) made_tables[s * longest + i] = block + i;
-      for (int t = 0; t < length; ++t) {
-        uint8_t* at = own_cache.data + (block + t / kKeyTile) * own_cache.block_bytes();
-        for (int g = 0; g < w.kv_heads; ++g, at += own_cache.head_bytes()) {
-          const float* k = qkv.row(begin + t) + (w.heads + g) * w.d;
-          ops_.store_key(k, w.d, own_cache.f32, t % kKeyTile, at);
-          ops_.store_value(k + w.kv_heads * w.d, w.d, own_cache.f32, t % kKeyTile, at);
-        }
-      }
-      block += CeilDiv(length, kKeyTile);
-    }
-    cache = &own_cache;
-    paged.block_tables = made_tables.data();
-    paged.table_width = longest;
+    made = StoreDocuments(qkv, w, index);
+    cache = &made.cache;
+    paged.block_tables = made.tables.data();
+    paged.table_width = made.table_width;
   }
-
   const int group = w.heads / w.kv_heads;
   const int tile_tokens = std::max(1, kAttentionTileRows / group);
   std::vector<AttentionTask> tasks;
@@ -224,17 +240,9 @@ void Step::Attention(const Value& qkv, const AttentionWeights& w, int window,
   base.f32_cache = cache->f32;
   base.out_stride = out->cols;
   base.split = -1;
-  bool one_token_each = true;
-  for (int s = 0; s < index.num_sequences; ++s) {
-    one_token_each = one_token_each && index.cu_seqlens[s + 1] - index.cu_seqlens[s] == 1;
-  }
-  if (one_token_each && window == 0 && static_cast<int>(tasks.size()) < 4 * c_.pool_.size()) {
-    int longest = 0;
-    for (int64_t t = 0; t < qkv.rows; ++t) longest = std::max(longest, paged.positions[t] + 1);
-    if (longest > kSplitKeys) {
-      AttendSplits(w, base, qkv, paged, *cache, out);
-      return;
-    }
+  if (WantsSplits(paged, window, tasks.size(), c_.pool_.size())) {
+    AttendSplits(w, base, qkv, paged, *cache, out);
+    return;
   }
   c_.pool_.ParallelFor(static_cast<int>(tasks.size()), [&](int i, int thread) {
     const AttentionTask& task = tasks[i];
@@ -419,12 +427,10 @@ void Step::ForExperts(const Routing& routing, int begin, int end, int num_rows, 
   });
 }
 
-void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
+// Every expert's output for each of its slots, with its bias, into results [slot][hidden].
+void Step::RunExperts(const Rows& normed, const Routing& routing, const MoeWeights& w,
+                      float* results) {
   const bool quantise_in = Quantises(w.gate_up.first), quantise_mid = Quantises(w.down.first);
-  const Rows normed = Normed(x, nullptr, x.rows, w.norm, w.eps, quantise_in);
-  Routing routing;
-  Route(normed, w, x.rows, &routing);
-
   const int num_slots = static_cast<int>(routing.slots.size());
   // Rows of the slots in the order of `slots`, so that an expert's lie together.
   Rows in, mid;
@@ -439,9 +445,6 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
     (quantise_mid ? mid.quantised : mid.plain).push_back(row);
     if (quantise_mid) ops_.begin_row(w.intermediate, row);
   }
-  const std::shared_ptr<Buffer> down = Take(sizeof(float) * num_slots * x.cols + 1);
-  float* results = reinterpret_cast<float*>(down->data());  // by slot
-
   const auto gate_up = [&](int expert, int row, int end, int first, int count, int thread) {
     float* tile = c_.threads_[thread]->tile;
     Product(w.gate_up.at(expert), row, end, in, first, count, tile, kTaskRows, thread);
@@ -464,12 +467,11 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
     const float* bias = w.down_bias + int64_t{expert} * w.hidden + row;
     for (int t = 0; t < count; ++t) {
       ops_.add(tile + t * kTaskRows, bias, end - row,
-               results + routing.slots[first + t] * x.cols + row);
+               results + int64_t{routing.slots[first + t]} * w.hidden + row);
     }
   };
   // All experts at once, or, where they are paged, as many as fit while the next are read.
   const int num_active = static_cast<int>(routing.active.size());
-  c_.threads_[0]->scratch.counts[kExperts] += num_active;
   const int group = c_.pager_ != nullptr ? c_.pager_->GroupSize(w) : num_active;
   const auto need = [&](int begin) {
     if (c_.pager_ == nullptr || begin >= num_active) return;
@@ -483,6 +485,18 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
     ForExperts(routing, begin, end, 2 * w.intermediate, gate_up);
     ForExperts(routing, begin, end, w.hidden, project_down);
   }
+}
+
+void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
+  const Rows normed = Normed(x, nullptr, x.rows, w.norm, w.eps, Quantises(w.gate_up.first));
+  Routing routing;
+  Route(normed, w, x.rows, &routing);
+
+  c_.threads_[0]->scratch.counts[kExperts] += routing.active.size();
+  const std::shared_ptr<Buffer> memory =
+      Take(sizeof(float) * (routing.slots.size() * x.cols + 1));
+  float* results = reinterpret_cast<float*>(memory->data());  // by slot
+  RunExperts(normed, routing, w, results);
   c_.pool_.ParallelFor(static_cast<int>(x.rows), [&](int t, int) {
     memcpy(out->row(t), x.row(t), sizeof(float) * x.cols);
     for (int i = 0; i < routing.k; ++i) {

@@ -51,12 +51,20 @@ class Step {
   Rows Quantised(const Value& x, bool quantise);
   void Product(const Matrix& m, int row_begin, int row_end, const Rows& rows, int first_token,
                int num_tokens, float* out, int64_t ld, int thread);
+  struct Documents {
+    CacheLayer cache;
+    std::vector<int32_t> tables;
+    int table_width;
+    std::shared_ptr<Buffer> memory;
+  };
+  Documents StoreDocuments(const Value& qkv, const AttentionWeights& w, const TokenIndex& index);
   void AttendSplits(const AttentionWeights& w, const AttentionArgs& base, const Value& q,
                     const TokenIndex& index, const CacheLayer& cache, Value* out);
   // One phase of the active experts [begin, end): fn(expert, rows [row, end), slots [first, + count)).
   struct Routing;
   void ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share);
   void Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing);
+  void RunExperts(const Rows& normed, const Routing& routing, const MoeWeights& w, float* results);
   void CheckScales(const MoeWeights& w, const std::vector<int>& experts);
   template <typename Fn>
   void ForExperts(const Routing& routing, int begin, int end, int num_rows, Fn&& fn);

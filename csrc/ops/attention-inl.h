@@ -188,8 +188,17 @@ inline void PrefetchBytes(const uint8_t* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-inline void Attention(const AttentionArgs& args) {
-  args.scratch->counts[args.split < 0 ? kAttentionWhole : kAttentionSplit]++;
+// What a call works with: scaled queries, one tile's scores and widened keys, and two states: that of
+// the split in progress and what the splits before it came to, the sink first.
+struct AttentionWork {
+  int rows;
+  float *q, *scores, *wide;
+  SoftmaxState state;
+  float running_largest[kAttentionTileRows], running_sum[kAttentionTileRows];
+  float* running_values;
+};
+
+inline void BeginAttention(const AttentionArgs& args, AttentionWork* work) {
   const int d = args.d, rows = args.num_tokens * args.group;
   float* memory = reinterpret_cast<float*>(args.scratch->bytes);
   const auto take = [&](int64_t n) {
@@ -197,83 +206,101 @@ inline void Attention(const AttentionArgs& args) {
     memory += (n + 15) / 16 * 16;
     return p;
   };
-  float* q = take(rows * d);
-  float* scores = take(kAttentionTileRows * kKeyTile);
-  float* wide = take(2 * kKeyTile * d);
-  SoftmaxState state{{}, take(16 * rows), take(rows * d)};
-  float running_largest[kAttentionTileRows], running_sum[kAttentionTileRows];
-  float* running_values = take(rows * d);
+  work->rows = rows;
+  work->q = take(rows * d);
+  work->scores = take(kAttentionTileRows * kKeyTile);
+  work->wide = take(2 * kKeyTile * d);
+  work->state.sums = take(16 * rows);
+  work->state.values = take(rows * d);
+  work->running_values = take(rows * d);
   const F32x16 scale = Set(args.scale);
   for (int t = 0; t < args.num_tokens; ++t) {
     for (int i = 0; i < args.group * d; i += 16) {
-      Store(Mul(Load(args.q + t * args.q_stride + i), scale), q + t * args.group * d + i);
+      Store(Mul(Load(args.q + t * args.q_stride + i), scale), work->q + t * args.group * d + i);
     }
     for (int h = 0; h < args.group; ++h) {
-      running_largest[t * args.group + h] = args.sinks[h];
-      running_sum[t * args.group + h] = 1;
+      work->running_largest[t * args.group + h] = args.sinks[h];
+      work->running_sum[t * args.group + h] = 1;
     }
   }
-  memset(running_values, 0, sizeof(float) * rows * d);
+  memset(work->running_values, 0, sizeof(float) * rows * d);
+  Reset(&work->state, rows, d);
+}
 
-  const int last_position = args.first_position + args.num_tokens - 1;
-  const int first_visible =
-      args.window == 0 || args.first_position < args.window ? 0 : args.first_position - args.window + 1;
-  int tile = first_visible / kKeyTile, last_tile = last_position / kKeyTile;
+// Keys [first_key, first_key + num_keys) of the block that lies at `head`.
+inline void AttendBlock(const AttentionArgs& args, const uint8_t* head, int first_key, int num_keys,
+                        AttentionWork* work) {
+  const int d = args.d, rows = work->rows, size = kKeyTile * d;
+  if (args.f32_cache) {
+    const float* keys = reinterpret_cast<const float*>(head);
+    AttendTile(work->q, keys, keys + size, rows, num_keys, d, args, first_key, work->scores,
+               &work->state);
+    return;
+  }
+  const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
+  if (rows <= kAttentionRows) {
+    AttendTile(work->q, keys, keys + size, rows, num_keys, d, args, first_key, work->scores,
+               &work->state);
+    return;
+  }
+  for (int i = 0; i < 2 * size; i += 16) Store(LoadBf16(keys + i), work->wide + i);
+  const float* wide = work->wide;
+  AttendTile(work->q, wide, wide + size, rows, num_keys, d, args, first_key, work->scores,
+             &work->state);
+}
+
+inline void EndSplit(const AttentionArgs& args, AttentionWork* work) {
+  const int d = args.d;
+  for (int r = 0; r < work->rows; ++r) {
+    MergeRow(work->state.largest[r], SumLanes(Load(work->state.sums + 16 * r)),
+             work->state.values + r * d, d, &work->running_largest[r], &work->running_sum[r],
+             work->running_values + r * d);
+  }
+  Reset(&work->state, work->rows, d);
+}
+
+inline void StoreSplit(const AttentionArgs& args, const AttentionWork& work) {
+  const int d = args.d;
+  for (int r = 0; r < work.rows; ++r) {
+    float* partial = args.partial + r * (2 + d);
+    partial[0] = work.state.largest[r];
+    partial[1] = SumLanes(Load(work.state.sums + 16 * r));
+    memcpy(partial + 2, work.state.values + r * d, sizeof(float) * d);
+  }
+}
+
+inline void Attention(const AttentionArgs& args) {
+  args.scratch->counts[args.split < 0 ? kAttentionWhole : kAttentionSplit]++;
+  AttentionWork work;
+  BeginAttention(args, &work);
+  const int first = args.first_position, last = first + args.num_tokens - 1;
+  const int first_visible = args.window == 0 || first < args.window ? 0 : first - args.window + 1;
+  int tile = first_visible / kKeyTile, last_tile = last / kKeyTile;
   constexpr int kSplitTiles = kSplitKeys / kKeyTile;
   if (args.split >= 0) {
     if (tile < args.split * kSplitTiles) tile = args.split * kSplitTiles;
     if (last_tile >= (args.split + 1) * kSplitTiles) last_tile = (args.split + 1) * kSplitTiles - 1;
   }
-  const int64_t item = args.f32_cache ? 4 : 2;
-  const int64_t head_bytes = 2 * kKeyTile * d * item;
-  const bool few_rows = rows <= kAttentionRows;
-  Reset(&state, rows, d);
+  const int64_t head_bytes = int64_t{2} * kKeyTile * args.d * (args.f32_cache ? 4 : 2);
+  const auto head_of = [&](int i) {
+    return args.cache + args.block_table[i] * args.block_bytes + args.head_offset;
+  };
   for (; tile <= last_tile; ++tile) {
-    const uint8_t* head =
-        args.cache + args.block_table[tile] * args.block_bytes + args.head_offset;
-    if (tile < last_tile) {
-      PrefetchBytes(args.cache + args.block_table[tile + 1] * args.block_bytes + args.head_offset,
-                    head_bytes);
-    }
-    const int first_key = tile * kKeyTile;
-    const int left = last_position - first_key + 1;
-    const int num_keys = left < kKeyTile ? left : kKeyTile;
-    const int size = kKeyTile * d;
-    if (args.f32_cache) {
-      const float* keys = reinterpret_cast<const float*>(head);
-      AttendTile(q, keys, keys + size, rows, num_keys, d, args, first_key, scores, &state);
-    } else if (few_rows) {
-      const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
-      AttendTile(q, keys, keys + size, rows, num_keys, d, args, first_key, scores, &state);
-    } else {
-      const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
-      for (int i = 0; i < 2 * size; i += 16) Store(LoadBf16(keys + i), wide + i);
-      AttendTile(q, static_cast<const float*>(wide), static_cast<const float*>(wide + size), rows,
-                 num_keys, d, args, first_key, scores, &state);
-    }
+    if (tile < last_tile) PrefetchBytes(head_of(tile + 1), head_bytes);
+    const int left = last - tile * kKeyTile + 1;
+    AttendBlock(args, head_of(tile), tile * kKeyTile, left < kKeyTile ? left : kKeyTile, &work);
     const bool split_ends = tile == last_tile || (tile + 1) % kSplitTiles == 0;
-    if (split_ends && args.split < 0) {
-      for (int r = 0; r < rows; ++r) {
-        MergeRow(state.largest[r], SumLanes(Load(state.sums + 16 * r)), state.values + r * d, d,
-                 &running_largest[r], &running_sum[r], running_values + r * d);
-      }
-      Reset(&state, rows, d);
-    }
+    if (split_ends && args.split < 0) EndSplit(args, &work);
   }
   if (args.split >= 0) {
-    for (int r = 0; r < rows; ++r) {
-      float* partial = args.partial + r * (2 + d);
-      partial[0] = state.largest[r];
-      partial[1] = SumLanes(Load(state.sums + 16 * r));
-      memcpy(partial + 2, state.values + r * d, sizeof(float) * d);
-    }
+    StoreSplit(args, work);
     return;
   }
   for (int t = 0; t < args.num_tokens; ++t) {
     for (int h = 0; h < args.group; ++h) {
       const int r = t * args.group + h;
-      StoreAttended(running_values + r * d, running_sum[r], d,
-                    args.out + t * args.out_stride + h * d);
+      StoreAttended(work.running_values + r * args.d, work.running_sum[r], args.d,
+                    args.out + t * args.out_stride + h * args.d);
     }
   }
 }
