@@ -262,7 +262,7 @@ def _wait_until_quiet(label: str, patience: float) -> None:
 
 
 def _note_small_memory(peer: Peer) -> None:
-    size, memory = sum(path.stat().st_size for path in peer.files), Machine.describe().usable_memory
+    size, memory = sum(path.stat().st_size for path in peer.files), Machine.describe().memory.usable
     if memory is not None and size > memory:
         print(
             f"\nnote: {peer.name}'s file of {size / 2**30:.1f} GiB is larger than the memory of "
