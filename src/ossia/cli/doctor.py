@@ -132,7 +132,8 @@ def _examine(chosen: options.ModelOptions, *, numerics: bool, quiet: bool) -> It
     except OssiaError as error:
         yield Finding("kernels", Status.PROBLEM, str(error))
     else:
-        yield Finding("kernels", Status.OK, f"{kernels.name} is used: {reason}{_settings(kernels)}")
+        text = f"{kernels.name} is used: {reason}{settings_text(kernels)}"
+        yield Finding("kernels", Status.OK, text)
         yield from _test_kernels(kernels, chosen)
 
     if found is None:
@@ -207,7 +208,8 @@ def _list_kernels() -> Iterator[Finding]:
         yield Finding("kernels", Status.OK, f"{name}, {state}: {text}")
 
 
-def _settings(kernels: Kernels) -> str:
+def settings_text(kernels: Kernels) -> str:
+    """What is worth knowing of a set of kernels behind its name."""
     if kernels.name != "native":
         return ""
     from ossia.kernels.native import NativeKernels

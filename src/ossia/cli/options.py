@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from ossia.engine.config import EngineConfig
     from ossia.engine.request import SamplingParams
     from ossia.llm import LLM
     from ossia.loading import KernelSettings, OpenedModel
@@ -142,15 +143,17 @@ class ModelOptions:
             self.kernels, self.threads, self.exact, self.dense_dtype, self.instruction_set
         )
 
-    def open(self, *, max_num_seqs: int = 1, needs_tokenizer: bool = True) -> OpenedModel:
-        """Everything but the weights, for an engine that runs so many sequences together."""
+    def open(
+        self, *, engine: EngineConfig | None = None, needs_tokenizer: bool = True
+    ) -> OpenedModel:
+        """Everything but the weights. `engine`: default is one for a single sequence at a time."""
         from ossia.engine.config import EngineConfig
         from ossia.loading import open_model
 
         return open_model(
             self.model,
             self.settings,
-            engine=EngineConfig(max_num_seqs=max_num_seqs, max_model_len=self.context),
+            engine=engine or EngineConfig(max_num_seqs=1, max_model_len=self.context),
             tokenizer=self.vocab,
             needs_tokenizer=needs_tokenizer,
             use_mmap=not self.no_mmap,
