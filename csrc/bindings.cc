@@ -1,8 +1,8 @@
 // Python's view of the native kernels: `ossia.kernels._native`.
 //
-// Checks dtype, shape and contiguity of what it is given and raises ValueError("[op] expected …, got
-// …"); below this file nothing throws. Arrays are borrowed: native.py keeps them alive until the step
-// has run.
+// Checks dtype, shape and contiguity of what it is given and raises ValueError("[op] expected …,
+// got …"); below this file nothing throws. Arrays are borrowed: native.py keeps them alive until
+// the step has run.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -10,7 +10,6 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-
 #include <sys/mman.h>
 
 #include <chrono>
@@ -63,7 +62,8 @@ class Memory {
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<uint8_t*>(p);
-    const uintptr_t aligned = (reinterpret_cast<uintptr_t>(p) + (2u << 20) - 1) & ~((uintptr_t{2} << 20) - 1);
+    const uintptr_t aligned =
+        (reinterpret_cast<uintptr_t>(p) + (2u << 20) - 1) & ~((uintptr_t{2} << 20) - 1);
     p_ = reinterpret_cast<uint8_t*>(aligned);
 #ifdef MADV_HUGEPAGE
     if (huge_pages) madvise(p_, bytes, MADV_HUGEPAGE);
@@ -78,8 +78,8 @@ class Memory {
   uint8_t *base_, *p_;
 };
 
-// Packed matrices lie side by side in large pieces of huge pages: one that starts or ends within a huge
-// page would have its ends on small ones, which are read a third slower. Called with the GIL.
+// Packed matrices lie side by side in large pieces of huge pages: one that starts or ends within a
+// huge page would have its ends on small ones, which are read a third slower. Called with the GIL.
 std::shared_ptr<Memory> TakePacked(int64_t bytes, uint8_t** p) {
   constexpr int64_t kPiece = int64_t{64} << 20;
   static std::weak_ptr<Memory> last;
@@ -151,7 +151,8 @@ PyMatrix Q8Room(int count, int rows, int cols) {
 template <typename T>
 void PackRows(Context& context, PyMatrix& into, int index, int first_row, In<T, 2> rows) {
   const Matrix m = into.stack.at(index);
-  if (into.packed == nullptr || first_row % kPanelRows != 0 || first_row + static_cast<int>(rows.shape(0)) > m.rows ||
+  if (into.packed == nullptr || first_row % kPanelRows != 0 ||
+      first_row + static_cast<int>(rows.shape(0)) > m.rows ||
       static_cast<int>(rows.shape(1)) != m.cols) {
     Refuse("[pack_rows] expected rows that lie in a Q8 matrix from a multiple of 16 on");
   }
@@ -162,11 +163,13 @@ void PackRows(Context& context, PyMatrix& into, int index, int first_row, In<T, 
                      m.cols, to);
 }
 
-void ExpectMatrix(const char* op, const char* what, const PyMatrix& m, int count, int rows, int cols) {
+void ExpectMatrix(const char* op, const char* what, const PyMatrix& m, int count, int rows,
+                  int cols) {
   if (m.count == count && m.stack.first.rows == rows && m.stack.first.cols == cols) return;
   Refuse(std::string("[") + op + "] expected " + what + " as " + std::to_string(count) + " x [" +
          std::to_string(rows) + ", " + std::to_string(cols) + "], got " + std::to_string(m.count) +
-         " x [" + std::to_string(m.stack.first.rows) + ", " + std::to_string(m.stack.first.cols) + "]");
+         " x [" + std::to_string(m.stack.first.rows) + ", " + std::to_string(m.stack.first.cols) +
+         "]");
 }
 
 AttentionWeights AttentionOf(int heads, int kv_heads, int d, float eps, In<float, 1> norm,
@@ -174,11 +177,13 @@ AttentionWeights AttentionOf(int heads, int kv_heads, int d, float eps, In<float
                              const PyMatrix& o, In<float, 1> q_bias, In<float, 1> k_bias,
                              In<float, 1> v_bias, In<float, 1> o_bias, In<float, 1> sinks) {
   const int hidden = static_cast<int>(norm.shape(0));
-  if (d < 32 || d % 32 != 0 || d > 256 || kv_heads < 1 || heads % kv_heads != 0 ||
-      heads < 1 || heads / kv_heads > kAttentionTileRows) {
-    Refuse("[attention] expected heads of 32, 64, ... 256 numbers, at most 64 of them per kv head, got " +
-           std::to_string(heads) + " heads of " + std::to_string(d) + " over " +
-           std::to_string(kv_heads) + "; use other kernels for this model");
+  if (d < 32 || d % 32 != 0 || d > 256 || kv_heads < 1 || heads % kv_heads != 0 || heads < 1 ||
+      heads / kv_heads > kAttentionTileRows) {
+    Refuse(
+        "[attention] expected heads of 32, 64, ... 256 numbers, at most 64 of them per kv head, "
+        "got " +
+        std::to_string(heads) + " heads of " + std::to_string(d) + " over " +
+        std::to_string(kv_heads) + "; use other kernels for this model");
   }
   ExpectMatrix("attention", "q", q, 1, heads * d, hidden);
   ExpectMatrix("attention", "k", k, 1, kv_heads * d, hidden);
@@ -189,8 +194,10 @@ AttentionWeights AttentionOf(int heads, int kv_heads, int d, float eps, In<float
   ExpectShape("attention", "v_bias", v_bias, {kv_heads * d});
   ExpectShape("attention", "o_bias", o_bias, {hidden});
   ExpectShape("attention", "sinks", sinks, {heads});
-  return {hidden, heads, kv_heads, d, eps, norm.data(), q.stack.first, k.stack.first, v.stack.first,
-          o.stack.first, q_bias.data(), k_bias.data(), v_bias.data(), o_bias.data(), sinks.data()};
+  return {hidden,        heads,         kv_heads,      d,
+          eps,           norm.data(),   q.stack.first, k.stack.first,
+          v.stack.first, o.stack.first, q_bias.data(), k_bias.data(),
+          v_bias.data(), o_bias.data(), sinks.data()};
 }
 
 MoeWeights MoeOf(int experts_per_token, float eps, float limit, float alpha, In<float, 1> norm,
@@ -205,9 +212,21 @@ MoeWeights MoeOf(int experts_per_token, float eps, float limit, float alpha, In<
   ExpectShape("moe", "gate_up_bias", gate_up_bias, {experts, 2 * intermediate});
   ExpectShape("moe", "down_bias", down_bias, {experts, hidden});
   if (experts_per_token > experts) Refuse("[moe] expected no more experts per token than experts");
-  return {hidden, experts, experts_per_token, intermediate, eps, limit, alpha, norm.data(),
-          router.stack.first, router_bias.data(), gate_up.stack, down.stack, gate_up_bias.data(),
-          down_bias.data(), std::vector<uint8_t>(experts)};
+  return {hidden,
+          experts,
+          experts_per_token,
+          intermediate,
+          eps,
+          limit,
+          alpha,
+          norm.data(),
+          router.stack.first,
+          router_bias.data(),
+          gate_up.stack,
+          down.stack,
+          gate_up_bias.data(),
+          down_bias.data(),
+          std::vector<uint8_t>(experts)};
 }
 
 struct PyCache {
@@ -253,7 +272,8 @@ PyIndex IndexOf(In<int32_t, 1> positions, std::optional<In<int32_t, 1>> cu_seqle
     for (int t = cu[s]; t < cu[s + 1]; ++t) {
       const int32_t wanted = positions.data()[cu[s]] + (t - cu[s]);
       if (positions.data()[t] != wanted || wanted < 0 || (!slots && positions.data()[cu[s]] != 0)) {
-        Refuse("[attention] expected consecutive positions in each sequence, from 0 without a cache");
+        Refuse(
+            "[attention] expected consecutive positions in each sequence, from 0 without a cache");
       }
     }
   }
@@ -262,7 +282,8 @@ PyIndex IndexOf(In<int32_t, 1> positions, std::optional<In<int32_t, 1>> cu_seqle
   ExpectShape("attn_in", "slot_mapping", *slots, {tokens});
   out.index.slots = slots->data();
   for (int64_t t = 0; t < tokens; ++t) {
-    if (slots->data()[t] < 0) Refuse("[attn_in] expected a slot for every token, got a negative one");
+    if (slots->data()[t] < 0)
+      Refuse("[attn_in] expected a slot for every token, got a negative one");
     out.largest_block = std::max(out.largest_block, slots->data()[t] / kKeyTile);
   }
   if (cu == nullptr) return out;
@@ -289,7 +310,8 @@ const CacheLayer* LayerOf(const PyCache* cache, int layer, const PyIndex& index,
            std::to_string(w.d) + ", got " + std::to_string(cache->layers[layer].kv_heads) + " of " +
            std::to_string(cache->layers[layer].d));
   }
-  if (index.index.slots == nullptr) Refuse("[attn_in] expected slots and block tables with a cache");
+  if (index.index.slots == nullptr)
+    Refuse("[attn_in] expected slots and block tables with a cache");
   if (index.largest_block >= cache->blocks[layer]) {
     Refuse("[attn_in] expected blocks below " + std::to_string(cache->blocks[layer]) + ", got " +
            std::to_string(index.largest_block));
@@ -304,7 +326,8 @@ void ExpectVisibleBlocks(const PyIndex& index, int window) {
     if (i.cu_seqlens[s] == i.cu_seqlens[s + 1]) continue;
     const int first = i.positions[i.cu_seqlens[s]], last = i.positions[i.cu_seqlens[s + 1] - 1];
     const int from = window == 0 || first < window ? 0 : (first - window + 1) / kKeyTile;
-    if (last / kKeyTile >= i.table_width) Refuse("[attention] expected block tables up to the last position");
+    if (last / kKeyTile >= i.table_width)
+      Refuse("[attention] expected block tables up to the last position");
     for (int b = from; b <= last / kKeyTile; ++b) {
       if (i.block_tables[int64_t{s} * i.table_width + b] < 0) {
         Refuse("[attention] expected every visible block, but one was freed");
@@ -336,8 +359,10 @@ nb::ndarray<nb::numpy, float> ToNumpy(Context& context, const ValuePtr& value) {
   ExpectValue("to_host", context, value, value->cols);
   RunAll(context);
   auto* owner = new std::shared_ptr<Buffer>(value->buffer);
-  nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
-  return nb::ndarray<nb::numpy, float>(value->row(0), {static_cast<size_t>(value->rows), static_cast<size_t>(value->cols)}, capsule);
+  nb::capsule capsule(owner,
+                      [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
+  return nb::ndarray<nb::numpy, float>(
+      value->row(0), {static_cast<size_t>(value->rows), static_cast<size_t>(value->cols)}, capsule);
 }
 
 double Seconds(std::chrono::steady_clock::time_point start) {
@@ -371,11 +396,10 @@ void RegisterWeights(nb::module_& m) {
             return HeadWeights{hidden, eps, norm.data(), head.stack.first};
           },
           nb::kw_only(), "eps"_a, "norm"_a.noconvert(), "head"_a);
-  nb::class_<EmbeddingWeights>(m, "EmbeddingWeights")
-      .def_static("of", [](const PyMatrix& table) {
-        return EmbeddingWeights{table.stack.first.data, table.stack.first.format == Format::kF32,
-                                table.stack.first.rows, table.stack.first.cols};
-      });
+  nb::class_<EmbeddingWeights>(m, "EmbeddingWeights").def_static("of", [](const PyMatrix& table) {
+    return EmbeddingWeights{table.stack.first.data, table.stack.first.format == Format::kF32,
+                            table.stack.first.rows, table.stack.first.cols};
+  });
   nb::class_<PyCache>(m, "Cache")
       .def(nb::new_(&CacheOf), "blocks_per_layer"_a, "kv_heads"_a, "head_dim"_a, "f32"_a);
   nb::class_<PyIndex>(m, "TokenIndex")
@@ -388,102 +412,129 @@ void RegisterContext(nb::module_& m) {
     return nb::make_tuple(value.rows, value.cols);
   });
   nb::class_<Context>(m, "Context")
-      .def("__init__", [](Context* self, const std::string& instruction_set, int num_threads, bool exact) {
-             const OpTable* ops = FindOps(instruction_set.c_str());
-             if (ops == nullptr) {
-               Refuse("[native] expected an instruction set of this processor, got " + instruction_set);
-             }
-             if (num_threads < 1) Refuse("[native] expected at least one thread");
-             Options options;
-             options.exact = exact;
-             new (self) Context(ops, num_threads, options);
-           },
-           "instruction_set"_a, "num_threads"_a, "exact"_a)
+      .def(
+          "__init__",
+          [](Context* self, const std::string& instruction_set, int num_threads, bool exact) {
+            const OpTable* ops = FindOps(instruction_set.c_str());
+            if (ops == nullptr) {
+              Refuse("[native] expected an instruction set of this processor, got " +
+                     instruction_set);
+            }
+            if (num_threads < 1) Refuse("[native] expected at least one thread");
+            Options options;
+            options.exact = exact;
+            new (self) Context(ops, num_threads, options);
+          },
+          "instruction_set"_a, "num_threads"_a, "exact"_a)
       .def_prop_ro("instruction_set", [](Context& c) { return c.ops()->name; })
       .def_prop_ro("num_threads", [](Context& c) { return c.pool().size(); })
-      .def("tune", [](Context& c, std::optional<int> mxfp4_row_tokens, std::optional<int> rows_prefetch,
-                      std::optional<int> panel_prefetch) {
-             if (mxfp4_row_tokens) c.options().tuning.mxfp4_row_tokens = *mxfp4_row_tokens;
-             if (rows_prefetch) c.options().tuning.rows_prefetch = *rows_prefetch;
-             if (panel_prefetch) c.options().tuning.panel_prefetch = *panel_prefetch;
-           }, nb::kw_only(), "mxfp4_row_tokens"_a = nb::none(), "rows_prefetch"_a = nb::none(),
-           "panel_prefetch"_a = nb::none())
-      .def("pack_rows", &PackRows<uint16_t>, "into"_a, "index"_a, "first_row"_a, "rows"_a.noconvert())
+      .def(
+          "tune",
+          [](Context& c, std::optional<int> mxfp4_row_tokens, std::optional<int> rows_prefetch,
+             std::optional<int> panel_prefetch) {
+            if (mxfp4_row_tokens) c.options().tuning.mxfp4_row_tokens = *mxfp4_row_tokens;
+            if (rows_prefetch) c.options().tuning.rows_prefetch = *rows_prefetch;
+            if (panel_prefetch) c.options().tuning.panel_prefetch = *panel_prefetch;
+          },
+          nb::kw_only(), "mxfp4_row_tokens"_a = nb::none(), "rows_prefetch"_a = nb::none(),
+          "panel_prefetch"_a = nb::none())
+      .def("pack_rows", &PackRows<uint16_t>, "into"_a, "index"_a, "first_row"_a,
+           "rows"_a.noconvert())
       .def("pack_rows", &PackRows<float>, "into"_a, "index"_a, "first_row"_a, "rows"_a.noconvert())
-      .def("embed", [](Context& c, In<int32_t, 1> ids, const EmbeddingWeights& w) {
-             for (size_t t = 0; t < ids.shape(0); ++t) {
-               if (ids.data()[t] >= 0 && ids.data()[t] < w.rows) continue;
-               Refuse("[embed] expected token ids from 0 to " + std::to_string(w.rows - 1) +
-                      ", got " + std::to_string(ids.data()[t]));
-             }
-             return c.Embed(ids.data(), static_cast<int64_t>(ids.shape(0)), &w);
-           }, "ids"_a.noconvert(), "weights"_a)
-      .def("attn_in",
-           [](Context& c, ValuePtr x, const AttentionWeights& w, In<float, 2> cos, In<float, 2> sin,
-              const PyIndex& index, const PyCache* cache, int layer) {
-             ExpectValue("attn_in", c, x, w.hidden);
-             if (x->rows != index.num_tokens) Refuse("[attn_in] expected a position for every row");
-             ExpectShape("attn_in", "cos", cos, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
-             ExpectShape("attn_in", "sin", sin, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
-             for (int64_t t = 0; t < index.num_tokens; ++t) {
-               if (index.index.positions[t] >= static_cast<int64_t>(cos.shape(0))) {
-                 Refuse("[attn_in] expected positions within the table of angles");
-               }
-             }
-             return c.AttnIn(x, &w, cos.data(), sin.data(), index.index, LayerOf(cache, layer, index, w));
-           },
-           "x"_a, "weights"_a, "cos"_a.noconvert(), "sin"_a.noconvert(), "index"_a,
-           "cache"_a.none(), "layer"_a)
-      .def("attention",
-           [](Context& c, ValuePtr qkv, const AttentionWeights& w, int window, const PyIndex& index,
-              const PyCache* cache, int layer) {
-             const CacheLayer* at = LayerOf(cache, layer, index, w);
-             ExpectValue("attention", c, qkv, (w.heads + (at == nullptr ? 2 * w.kv_heads : 0)) * w.d);
-             if (qkv->rows != index.num_tokens) Refuse("[attention] expected a position for every row");
-             if (at != nullptr) ExpectVisibleBlocks(index, window);
-             return c.Attention(qkv, &w, window, index.index, at);
-           },
-           "qkv"_a, "weights"_a, "window"_a, "index"_a, "cache"_a.none(), "layer"_a)
-      .def("attn_out",
-           [](Context& c, ValuePtr x, ValuePtr attended, const AttentionWeights& w) {
-             ExpectValue("attn_out", c, x, w.hidden);
-             ExpectValue("attn_out", c, attended, int64_t{w.heads} * w.d);
-             if (x->rows != attended->rows) Refuse("[attn_out] expected as many rows of both");
-             return c.AttnOut(x, attended, &w);
-           },
-           "x"_a, "attended"_a, "weights"_a)
-      .def("moe", [](Context& c, ValuePtr x, const MoeWeights& w) {
-             ExpectValue("moe", c, x, w.hidden);
-             return c.Moe(x, &w);
-           }, "x"_a, "weights"_a)
-      .def("logits", [](Context& c, ValuePtr x, const HeadWeights& w, In<int32_t, 1> rows) {
-             ExpectValue("logits", c, x, w.hidden);
-             for (size_t i = 0; i < rows.shape(0); ++i) {
-               if (rows.data()[i] < 0 || rows.data()[i] >= x->rows) {
-                 Refuse("[logits] expected rows from 0 to " + std::to_string(x->rows - 1) + ", got " +
-                        std::to_string(rows.data()[i]));
-               }
-             }
-             return c.Logits(x, &w, rows.data(), static_cast<int64_t>(rows.shape(0)));
-           }, "x"_a, "weights"_a, "rows"_a.noconvert())
+      .def(
+          "embed",
+          [](Context& c, In<int32_t, 1> ids, const EmbeddingWeights& w) {
+            for (size_t t = 0; t < ids.shape(0); ++t) {
+              if (ids.data()[t] >= 0 && ids.data()[t] < w.rows) continue;
+              Refuse("[embed] expected token ids from 0 to " + std::to_string(w.rows - 1) +
+                     ", got " + std::to_string(ids.data()[t]));
+            }
+            return c.Embed(ids.data(), static_cast<int64_t>(ids.shape(0)), &w);
+          },
+          "ids"_a.noconvert(), "weights"_a)
+      .def(
+          "attn_in",
+          [](Context& c, ValuePtr x, const AttentionWeights& w, In<float, 2> cos, In<float, 2> sin,
+             const PyIndex& index, const PyCache* cache, int layer) {
+            ExpectValue("attn_in", c, x, w.hidden);
+            if (x->rows != index.num_tokens) Refuse("[attn_in] expected a position for every row");
+            ExpectShape("attn_in", "cos", cos, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
+            ExpectShape("attn_in", "sin", sin, {static_cast<int64_t>(cos.shape(0)), w.d / 2});
+            for (int64_t t = 0; t < index.num_tokens; ++t) {
+              if (index.index.positions[t] >= static_cast<int64_t>(cos.shape(0))) {
+                Refuse("[attn_in] expected positions within the table of angles");
+              }
+            }
+            return c.AttnIn(x, &w, cos.data(), sin.data(), index.index,
+                            LayerOf(cache, layer, index, w));
+          },
+          "x"_a, "weights"_a, "cos"_a.noconvert(), "sin"_a.noconvert(), "index"_a, "cache"_a.none(),
+          "layer"_a)
+      .def(
+          "attention",
+          [](Context& c, ValuePtr qkv, const AttentionWeights& w, int window, const PyIndex& index,
+             const PyCache* cache, int layer) {
+            const CacheLayer* at = LayerOf(cache, layer, index, w);
+            ExpectValue("attention", c, qkv,
+                        (w.heads + (at == nullptr ? 2 * w.kv_heads : 0)) * w.d);
+            if (qkv->rows != index.num_tokens)
+              Refuse("[attention] expected a position for every row");
+            if (at != nullptr) ExpectVisibleBlocks(index, window);
+            return c.Attention(qkv, &w, window, index.index, at);
+          },
+          "qkv"_a, "weights"_a, "window"_a, "index"_a, "cache"_a.none(), "layer"_a)
+      .def(
+          "attn_out",
+          [](Context& c, ValuePtr x, ValuePtr attended, const AttentionWeights& w) {
+            ExpectValue("attn_out", c, x, w.hidden);
+            ExpectValue("attn_out", c, attended, int64_t{w.heads} * w.d);
+            if (x->rows != attended->rows) Refuse("[attn_out] expected as many rows of both");
+            return c.AttnOut(x, attended, &w);
+          },
+          "x"_a, "attended"_a, "weights"_a)
+      .def(
+          "moe",
+          [](Context& c, ValuePtr x, const MoeWeights& w) {
+            ExpectValue("moe", c, x, w.hidden);
+            return c.Moe(x, &w);
+          },
+          "x"_a, "weights"_a)
+      .def(
+          "logits",
+          [](Context& c, ValuePtr x, const HeadWeights& w, In<int32_t, 1> rows) {
+            ExpectValue("logits", c, x, w.hidden);
+            for (size_t i = 0; i < rows.shape(0); ++i) {
+              if (rows.data()[i] < 0 || rows.data()[i] >= x->rows) {
+                Refuse("[logits] expected rows from 0 to " + std::to_string(x->rows - 1) +
+                       ", got " + std::to_string(rows.data()[i]));
+              }
+            }
+            return c.Logits(x, &w, rows.data(), static_cast<int64_t>(rows.shape(0)));
+          },
+          "x"_a, "weights"_a, "rows"_a.noconvert())
       .def("run", &RunAll)
       .def("to_numpy", &ToNumpy, "value"_a)
-      .def("counts", [](Context& c) {
+      .def("counts",
+           [](Context& c) {
              static const char* const kNames[kNumPaths] = {
-                 "mxfp4_rows", "mxfp4_panels", "q8_vector", "q8_tile", "mxfp4_exact",
-                 "bf16_exact", "f32_exact", "attention_whole", "attention_split", "experts"};
+                 "mxfp4_rows", "mxfp4_panels", "q8_vector",       "q8_tile",         "mxfp4_exact",
+                 "bf16_exact", "f32_exact",    "attention_whole", "attention_split", "experts"};
              nb::dict counts;
              const std::vector<uint64_t> values = c.Counts();
              for (int i = 0; i < kNumPaths; ++i) counts[kNames[i]] = values[i];
              return counts;
            })
       // Map an array's pages on all threads; false where the system cannot.
-      .def("populate", [](Context& c, In<uint8_t, 1> bytes) {
-             const nb::gil_scoped_release release;
-             return c.Populate(bytes.data(), static_cast<int64_t>(bytes.shape(0)));
-           }, "bytes"_a.noconvert())
+      .def(
+          "populate",
+          [](Context& c, In<uint8_t, 1> bytes) {
+            const nb::gil_scoped_release release;
+            return c.Populate(bytes.data(), static_cast<int64_t>(bytes.shape(0)));
+          },
+          "bytes"_a.noconvert())
       .def("set_pager", &Context::SetPager, "budget_bytes"_a)
-      .def("pager_counts", [](Context& c) {
+      .def("pager_counts",
+           [](Context& c) {
              nb::dict counts;
              if (c.pager() == nullptr) return counts;
              counts["hits"] = c.pager()->hits();
@@ -492,25 +543,31 @@ void RegisterContext(nb::module_& m) {
              return counts;
            })
       // Seconds to read an array once with all threads and no arithmetic.
-      .def("read_seconds", [](Context& c, In<uint8_t, 1> bytes) {
-             const nb::gil_scoped_release release;
-             const auto start = std::chrono::steady_clock::now();
-             const volatile uint64_t sum = c.ReadBytes(bytes.data(), bytes.shape(0));
-             static_cast<void>(sum);
-             return Seconds(start);
-           }, "bytes"_a.noconvert())
+      .def(
+          "read_seconds",
+          [](Context& c, In<uint8_t, 1> bytes) {
+            const nb::gil_scoped_release release;
+            const auto start = std::chrono::steady_clock::now();
+            const volatile uint64_t sum = c.ReadBytes(bytes.data(), bytes.shape(0));
+            static_cast<void>(sum);
+            return Seconds(start);
+          },
+          "bytes"_a.noconvert())
       // (multiply-adds, seconds) of int8 dot products on all threads with operands in registers.
-      .def("dot_peak", [](Context& c, uint64_t instructions) {
-             uint64_t done;
-             double seconds;
-             {
-               const nb::gil_scoped_release release;
-               const auto start = std::chrono::steady_clock::now();
-               done = c.DotPeak(instructions);
-               seconds = Seconds(start);
-             }
-             return nb::make_tuple(done, seconds);
-           }, "instructions"_a);
+      .def(
+          "dot_peak",
+          [](Context& c, uint64_t instructions) {
+            uint64_t done;
+            double seconds;
+            {
+              const nb::gil_scoped_release release;
+              const auto start = std::chrono::steady_clock::now();
+              done = c.DotPeak(instructions);
+              seconds = Seconds(start);
+            }
+            return nb::make_tuple(done, seconds);
+          },
+          "instructions"_a);
 }
 
 }  // namespace

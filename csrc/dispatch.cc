@@ -1,4 +1,5 @@
-// Which target this processor runs. Probed once; nothing here is compiled for more than the baseline.
+// Which target this processor runs. Probed once; nothing here is compiled for more than the
+// baseline.
 
 #include <string.h>
 
@@ -8,9 +9,7 @@ namespace ossia {
 namespace {
 
 #if defined(__x86_64__)
-bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

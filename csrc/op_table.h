@@ -6,10 +6,10 @@
 //
 // Numerics. A quantised product is an exact int32 sum over each block of 32 columns; block b adds
 // fma(float(sum_b), weight_scale * activation_scale, chain[b mod 4]); the result is
-// (c0 + c1) + (c2 + c3). An MXFP4 scale only adds to the exponent of the activation's; what would fall
-// below the smallest normal number becomes that. Nibbles are doubled to be integers, the result halved.
-// An exact product has 16 partial sums, one per lane, and SumLanes' tree.
-// Nothing depends on how many tokens, rows or threads work at once.
+// (c0 + c1) + (c2 + c3). An MXFP4 scale only adds to the exponent of the activation's; what would
+// fall below the smallest normal number becomes that. Nibbles are doubled to be integers, the
+// result halved. An exact product has 16 partial sums, one per lane, and SumLanes' tree. Nothing
+// depends on how many tokens, rows or threads work at once.
 #pragma once
 
 #include <stddef.h>
@@ -17,11 +17,11 @@
 
 namespace ossia {
 
-constexpr int kBlock = 32;       // columns that share a scale
-constexpr int kGroup = 128;      // columns of the four blocks that one 64-byte vector of nibbles holds
-constexpr int kPanelRows = 16;   // rows of a Q8 panel
-constexpr int kKeyTile = 32;     // keys of an attention tile, aligned to absolute position
-constexpr int kSplitKeys = 2048; // keys of an attention split, likewise
+constexpr int kBlock = 32;   // columns that share a scale
+constexpr int kGroup = 128;  // columns of the four blocks that one 64-byte vector of nibbles holds
+constexpr int kPanelRows = 16;    // rows of a Q8 panel
+constexpr int kKeyTile = 32;      // keys of an attention tile, aligned to absolute position
+constexpr int kSplitKeys = 2048;  // keys of an attention split, likewise
 constexpr int kPanelPairBytes = 2 * kPanelRows * (kBlock + 2);
 
 inline int CeilDiv(int a, int b) { return (a + b - 1) / b; }
@@ -40,12 +40,12 @@ struct Matrix {
   const uint8_t* scales;  // kMxfp4 only
 };
 
-// A Q8 panel holds 16 rows, its blocks in the order of their chains: 0, 4, 8, ..., 1, 5, 9, ..., so that
-// a product reads it from front to back with one chain at a time in registers. Two blocks in this
-// order make a pair: 2 * 512 weights, then 2 * 16 scales in bfloat16. The weights of a block are 8
-// vectors [16 rows][4 columns]; vectors 0 to 3 hold the 16 columns of even index in order, 4 to 7
-// those of odd index, as MXFP4 keeps them in low and high nibbles. Columns and rows that are not
-// there are 0.
+// A Q8 panel holds 16 rows, its blocks in the order of their chains: 0, 4, 8, ..., 1, 5, 9, ..., so
+// that a product reads it from front to back with one chain at a time in registers. Two blocks in
+// this order make a pair: 2 * 512 weights, then 2 * 16 scales in bfloat16. The weights of a block
+// are 8 vectors [16 rows][4 columns]; vectors 0 to 3 hold the 16 columns of even index in order, 4
+// to 7 those of odd index, as MXFP4 keeps them in low and high nibbles. Columns and rows that are
+// not there are 0.
 inline int NumBlocks(int cols) { return CeilDiv(cols, kBlock); }
 // Where block b lies in the panel's order.
 inline int PanelPosition(int num_blocks, int b) {
@@ -105,8 +105,8 @@ struct Scratch {
 struct Tuning {
   // MXFP4: up to this many tokens rows are used in place, beyond it they are decoded into panels.
   int mxfp4_row_tokens;
-  // How many bytes ahead memory is announced: of rows beyond the next four, and of a panel's blocks.
-  // More than a page ahead the hardware's own prefetchers no longer help.
+  // How many bytes ahead memory is announced: of rows beyond the next four, and of a panel's
+  // blocks. More than a page ahead the hardware's own prefetchers no longer help.
   int rows_prefetch, panel_prefetch;
 };
 
@@ -131,20 +131,20 @@ constexpr int kTaskRows = 64;
 constexpr int kTaskTokens = 128;
 
 struct AttentionArgs {
-  const float* q;       // [num_tokens, group, d] of this kv head, token stride q_stride, rotated
+  const float* q;  // [num_tokens, group, d] of this kv head, token stride q_stride, rotated
   int64_t q_stride;
-  int num_tokens;       // consecutive positions from first_position
+  int num_tokens;  // consecutive positions from first_position
   int first_position;
-  int window;           // 0: all keys
-  int group;            // query heads of this kv head; num_tokens * group <= kAttentionTileRows
-  int d;                // multiple of 32
-  float scale;          // 1 / sqrt(d)
-  const float* sinks;   // [group]
+  int window;          // 0: all keys
+  int group;           // query heads of this kv head; num_tokens * group <= kAttentionTileRows
+  int d;               // multiple of 32
+  float scale;         // 1 / sqrt(d)
+  const float* sinks;  // [group]
   const int32_t* block_table;  // block of positions [32 i, 32 i + 32)
   const uint8_t* cache;        // this layer: [block][kv head][K [d][32] | V [32][d]]
   int64_t block_bytes, head_offset;
-  bool f32_cache;       // else bfloat16
-  float* out;           // [num_tokens, group * d], token stride out_stride
+  bool f32_cache;  // else bfloat16
+  float* out;      // [num_tokens, group * d], token stride out_stride
   int64_t out_stride;
   // Long contexts: only this split (keys [split * kSplitKeys, ...)), into partial [row][2 + d] as
   // (largest score, sum, values); -1: all splits, merged into out.
@@ -164,8 +164,8 @@ struct OpTable {
   // One row of `cols` activations, laid out as QuantLayout. scale = largest magnitude / 127, values
   // rounded to nearest even of x * (127 / largest); the scale of a block of zeros is 1.
   void (*quantise)(const float* x, int cols, uint8_t* out);
-  // The same in pieces: first no poison and zeros in the blocks behind the last, then block by block
-  // (32 values or fewer, the rest 0), by any threads.
+  // The same in pieces: first no poison and zeros in the blocks behind the last, then block by
+  // block (32 values or fewer, the rest 0), by any threads.
   void (*begin_row)(int cols, uint8_t* out);
   void (*quantise_block)(const float* x, int n, int cols, int block, uint8_t* out);
   // 16 rows (fewer at the end) of bfloat16 or float32 into a Q8 panel. Symmetric, [-127, 127]; the
@@ -178,8 +178,8 @@ struct OpTable {
   // out[i] = a[i] + b[i]; out[i] += scale * a[i] (fma).
   void (*add)(const float* a, const float* b, int n, float* out);
   void (*add_scaled)(const float* a, float scale, int n, float* out);
-  // h: n gates and n ups interleaved, with their bias; out[i] = gate * sigmoid(alpha gate) * (up + 1)
-  // after clamping gate from above and up on both sides.
+  // h: n gates and n ups interleaved, with their bias; out[i] = gate * sigmoid(alpha gate) * (up +
+  // 1) after clamping gate from above and up on both sides.
   void (*swiglu)(const float* h, const float* bias, int n, float limit, float alpha, float* out);
   void (*bf16_to_f32)(const uint16_t* x, int n, float* out);
   // x = exp(x - largest) / sum.
@@ -187,10 +187,10 @@ struct OpTable {
   // One token's key or value (d numbers) of one kv head into a slot of its block.
   void (*store_key)(const float* k, int d, bool f32, int slot, uint8_t* head);
   void (*store_value)(const float* v, int d, bool f32, int slot, uint8_t* head);
-  // softmax(q k / sqrt(d), with the sink first) v. Scores: fma chain over d ascending. Per tile of 32
-  // keys: the new maximum, exp, 16 sums of weights by fma with the old state's decay, values by fma over
-  // keys ascending.
-  // A split starts empty, the splits are merged into the sink's state in order.
+  // softmax(q k / sqrt(d), with the sink first) v. Scores: fma chain over d ascending. Per tile of
+  // 32 keys: the new maximum, exp, 16 sums of weights by fma with the old state's decay, values by
+  // fma over keys ascending. A split starts empty, the splits are merged into the sink's state in
+  // order.
   void (*attention)(const AttentionArgs&);
   // Merge the partials of splits [first, last) of `rows` rows, [split][row][2 + d], sink first.
   void (*attention_merge)(const float* partials, int num_splits, int rows, int d,
@@ -205,7 +205,7 @@ struct OpTable {
 constexpr size_t kScratchBytes = 4u << 20;
 
 const OpTable* ScalarOps();
-const OpTable* Avx2Ops();    // nullptr where the build or the processor lacks it
+const OpTable* Avx2Ops();  // nullptr where the build or the processor lacks it
 const OpTable* Avx512Ops();
 
 // The best table that this processor runs, or the one called `name`; nullptr if it is not there.

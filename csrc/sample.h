@@ -38,9 +38,9 @@ struct SampleArgs {
 
   void* workspace;  // workspace_bytes(vocab), aligned to 64; its contents do not matter
 
-  int32_t* id;        // -1 where a logit is NaN or nothing is allowed
-  double* logprob;    // NaN where none is asked for or there is no token
-  int32_t* top_ids;   // min(top_logprobs, vocab), written only where there is a token
+  int32_t* id;       // -1 where a logit is NaN or nothing is allowed
+  double* logprob;   // NaN where none is asked for or there is no token
+  int32_t* top_ids;  // min(top_logprobs, vocab), written only where there is a token
   double* top_logprob_values;
 };
 
@@ -51,7 +51,7 @@ struct SampleOps {
 };
 
 const SampleOps* ScalarSample();
-const SampleOps* Avx2Sample();    // where the build has it
+const SampleOps* Avx2Sample();  // where the build has it
 const SampleOps* Avx512Sample();
 
 }  // namespace ossia

@@ -57,7 +57,8 @@ ValuePtr Context::Record(int64_t rows, int64_t cols, std::function<void(Value*)>
   auto value = std::make_shared<Value>(Value{this, rows, cols, nullptr});
   recorded_.push_back([this, value, op = std::move(op)] {
     value->buffer = std::make_shared<Buffer>(
-        buffers_, sizeof(float) * static_cast<size_t>(std::max<int64_t>(value->rows * value->cols, 1)));
+        buffers_,
+        sizeof(float) * static_cast<size_t>(std::max<int64_t>(value->rows * value->cols, 1)));
     op(value.get());
   });
   return value;
@@ -82,9 +83,8 @@ ValuePtr Context::Embed(const int32_t* ids, int64_t count, const EmbeddingWeight
 ValuePtr Context::AttnIn(ValuePtr x, const AttentionWeights* w, const float* cos, const float* sin,
                          TokenIndex index, const CacheLayer* cache) {
   const int heads = cache != nullptr ? w->heads : w->heads + 2 * w->kv_heads;
-  return Record(x->rows, int64_t{heads} * w->d, [=, this](Value* out) {
-    Step(this).AttnIn(*x, *w, cos, sin, index, cache, out);
-  });
+  return Record(x->rows, int64_t{heads} * w->d,
+                [=, this](Value* out) { Step(this).AttnIn(*x, *w, cos, sin, index, cache, out); });
 }
 
 ValuePtr Context::Attention(ValuePtr qkv, const AttentionWeights* w, int window, TokenIndex index,

@@ -1,9 +1,10 @@
 // A native kernel set at work: threads, memory, and the step being recorded.
 //
-// Ops are recorded when they are called and run together by Run, which the binding calls without the
-// GIL. An intermediate value gets its memory when its op runs and gives it back when the last op or
-// handle that knows it is gone, so that a step needs the memory of a layer, not of a model. Weights,
-// caches and index arrays are borrowed: whoever calls keeps them alive until Run has returned.
+// Ops are recorded when they are called and run together by Run, which the binding calls without
+// the GIL. An intermediate value gets its memory when its op runs and gives it back when the last
+// op or handle that knows it is gone, so that a step needs the memory of a layer, not of a model.
+// Weights, caches and index arrays are borrowed: whoever calls keeps them alive until Run has
+// returned.
 #pragma once
 
 #include <functional>
@@ -115,11 +116,11 @@ struct CacheLayer {
 };
 
 struct TokenIndex {
-  const int32_t* positions;      // [T]
-  const int32_t* cu_seqlens;     // [S + 1]
+  const int32_t* positions;   // [T]
+  const int32_t* cu_seqlens;  // [S + 1]
   int num_sequences;
-  const int32_t* slots;          // [T]; nullptr without a cache
-  const int32_t* block_tables;   // [S, table_width]
+  const int32_t* slots;         // [T]; nullptr without a cache
+  const int32_t* block_tables;  // [S, table_width]
   int table_width;
 };
 
@@ -149,11 +150,12 @@ class Context {
   ValuePtr Moe(ValuePtr x, const MoeWeights* w);
   ValuePtr Logits(ValuePtr x, const HeadWeights* w, const int32_t* rows, int64_t count);
 
-  // Takes what was recorded; Run carries it out. Apart because only the second runs without the GIL.
+  // Takes what was recorded; Run carries it out. Apart because only the second runs without the
+  // GIL.
   using Recorded = std::vector<std::function<void()>>;
   Recorded TakeRecorded() { return std::exchange(recorded_, {}); }
-  // Waits for a run in another thread, also when there is nothing to run. The result is empty, or what
-  // was wrong with the weights that the ops met.
+  // Waits for a run in another thread, also when there is nothing to run. The result is empty, or
+  // what was wrong with the weights that the ops met.
   std::string Run(Recorded ops);
 
   void PackMatrix(const void* rows, bool f32, int64_t row_stride, int num_rows, int cols,

@@ -1,12 +1,12 @@
 #include "common/step.h"
 
-#include "common/pager.h"
-
 #include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
 #include <cmath>
+
+#include "common/pager.h"
 
 namespace ossia {
 namespace {
@@ -107,8 +107,7 @@ void Step::Embed(const int32_t* ids, const EmbeddingWeights* w, Value* out) {
 }
 
 void Step::Logits(const Value& x, const HeadWeights& w, const int32_t* picked, Value* out) {
-  const Rows rows =
-      Normed(x, picked, out->rows, w.norm, w.eps, Quantises(w.head));
+  const Rows rows = Normed(x, picked, out->rows, w.norm, w.eps, Quantises(w.head));
   const int num_tokens = static_cast<int>(out->rows);
   const int chunks = CeilDiv(w.head.rows, kTaskRows);
   const int size = PartSize(num_tokens), parts = CeilDiv(num_tokens, size);
@@ -149,7 +148,8 @@ void Step::AttnIn(const Value& x, const AttentionWeights& w, const float* cos, c
         continue;
       }
       const int slot = index.slots[token];
-      uint8_t* to = cache->data + slot / kKeyTile * cache->block_bytes() + own * cache->head_bytes();
+      uint8_t* to =
+          cache->data + slot / kKeyTile * cache->block_bytes() + own * cache->head_bytes();
       if (is_k) {
         ops_.store_key(y, d, cache->f32, slot % kKeyTile, to);
       } else {
@@ -322,18 +322,18 @@ void Step::AttnOut(const Value& x, const Value& attended, const AttentionWeights
 // Slot token * k + i holds the i-th expert of a token, i in the order of the router's logits.
 struct Step::Routing {
   int k;
-  std::vector<int> expert;    // [slots]
-  std::vector<float> share;   // [slots]
-  std::vector<int> active;    // experts with tokens, ascending
-  std::vector<int> begin;     // [active + 1] into `slots`
-  std::vector<int> slots;     // grouped by expert, ascending within each
+  std::vector<int> expert;   // [slots]
+  std::vector<float> share;  // [slots]
+  std::vector<int> active;   // experts with tokens, ascending
+  std::vector<int> begin;    // [active + 1] into `slots`
+  std::vector<int> slots;    // grouped by expert, ascending within each
 };
 
 void Step::ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share) {
   for (int e = 0; e < w.experts; ++e) logits[e] += w.router_bias[e];
   for (int i = 0; i < w.experts_per_token; ++i) {
-    // The largest not yet taken; the lowest index among equals. NaN is never larger: then the lowest
-    // free index is taken, and the share is NaN all the same.
+    // The largest not yet taken; the lowest index among equals. NaN is never larger: then the
+    // lowest free index is taken, and the share is NaN all the same.
     int best = -1;
     for (int e = 0; e < w.experts; ++e) {
       if (std::find(chosen, chosen + i, e) != chosen + i) continue;
@@ -401,7 +401,8 @@ void Step::CheckScales(const MoeWeights& w, const std::vector<int>& experts) {
   if (bad < 0) return;
   w.checked[bad] = 0;
   c_.error_ = "[moe] expected MXFP4 scale bytes up to " + std::to_string(kLargestScaleByte) +
-              ", but expert " + std::to_string(bad) + " of a layer holds larger ones: its weights " +
+              ", but expert " + std::to_string(bad) +
+              " of a layer holds larger ones: its weights " +
               "are damaged; fetch the checkpoint again";
 }
 
@@ -414,8 +415,8 @@ void Step::ForExperts(const Routing& routing, int begin, int end, int num_rows, 
     first_task.push_back(first_task.back() + chunks * CeilDiv(tokens, PartSize(tokens)));
   }
   c_.pool_.ParallelFor(first_task.back(), [&](int task, int thread) {
-    const int nth = static_cast<int>(
-        std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1);
+    const int nth = static_cast<int>(std::upper_bound(first_task.begin(), first_task.end(), task) -
+                                     first_task.begin() - 1);
     const int i = begin + nth;
     const int tokens = routing.begin[i + 1] - routing.begin[i], size = PartSize(tokens);
     const int parts = CeilDiv(tokens, size);
@@ -493,8 +494,7 @@ void Step::Moe(const Value& x, const MoeWeights& w, Value* out) {
   Route(normed, w, x.rows, &routing);
 
   c_.threads_[0]->scratch.counts[kExperts] += routing.active.size();
-  const std::shared_ptr<Buffer> memory =
-      Take(sizeof(float) * (routing.slots.size() * x.cols + 1));
+  const std::shared_ptr<Buffer> memory = Take(sizeof(float) * (routing.slots.size() * x.cols + 1));
   float* results = reinterpret_cast<float*>(memory->data());  // by slot
   RunExperts(normed, routing, w, results);
   c_.pool_.ParallelFor(static_cast<int>(x.rows), [&](int t, int) {

@@ -60,7 +60,8 @@ class Step {
   Documents StoreDocuments(const Value& qkv, const AttentionWeights& w, const TokenIndex& index);
   void AttendSplits(const AttentionWeights& w, const AttentionArgs& base, const Value& q,
                     const TokenIndex& index, const CacheLayer& cache, Value* out);
-  // One phase of the active experts [begin, end): fn(expert, rows [row, end), slots [first, + count)).
+  // One phase of the active experts [begin, end): fn(expert, rows [row, end), slots [first, +
+  // count)).
   struct Routing;
   void ChooseExperts(float* logits, const MoeWeights& w, int* chosen, float* share);
   void Route(const Rows& normed, const MoeWeights& w, int64_t count, Routing* routing);

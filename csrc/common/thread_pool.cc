@@ -5,8 +5,8 @@
 namespace ossia {
 namespace {
 
-// About 40 microseconds on the machines seen: longer than any pause between two ops of a step, short
-// enough that an idle engine burns nothing.
+// About 40 microseconds on the machines seen: longer than any pause between two ops of a step,
+// short enough that an idle engine burns nothing.
 constexpr int kSpins = 2000;
 
 inline void Pause() {

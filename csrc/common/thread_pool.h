@@ -1,4 +1,5 @@
-// Our own threads: small tasks handed out from per-thread ranges, the rest stolen, parked when idle.
+// Our own threads: small tasks handed out from per-thread ranges, the rest stolen, parked when
+// idle.
 //
 // A thread starts with its own share, so that it walks memory in order; who is done takes from the
 // end of another's share, so that a core lost to another process stalls nothing. No libgomp: a
@@ -29,7 +30,8 @@ class ThreadPool {
   template <typename F>
   void ParallelFor(int n, F&& fn) {
     using Fn = std::remove_reference_t<F>;
-    Run(n, [](void* f, int task, int thread) { (*static_cast<Fn*>(f))(task, thread); },
+    Run(
+        n, [](void* f, int task, int thread) { (*static_cast<Fn*>(f))(task, thread); },
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 

@@ -133,8 +133,8 @@ inline void Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
 }
 
 template <typename T>
-inline void AttendTile(const float* q, const T* keys, const T* values, int rows, int num_keys, int d,
-                       const AttentionArgs& args, int first_key, float* scores,
+inline void AttendTile(const float* q, const T* keys, const T* values, int rows, int num_keys,
+                       int d, const AttentionArgs& args, int first_key, float* scores,
                        SoftmaxState* state) {
   for (int r = 0; r < rows; r += kAttentionRows) {
     const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
@@ -188,8 +188,8 @@ inline void PrefetchBytes(const uint8_t* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-// What a call works with: scaled queries, one tile's scores and widened keys, and two states: that of
-// the split in progress and what the splits before it came to, the sink first.
+// What a call works with: scaled queries, one tile's scores and widened keys, and two states: that
+// of the split in progress and what the splits before it came to, the sink first.
 struct AttentionWork {
   int rows;
   float *q, *scores, *wide;

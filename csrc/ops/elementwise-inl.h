@@ -1,5 +1,5 @@
-// Ops on single rows: norm, quantisation, packing, rotation, activation, storing of keys and values.
-// Included once per target, after its simd header. Contracts: op_table.h.
+// Ops on single rows: norm, quantisation, packing, rotation, activation, storing of keys and
+// values. Included once per target, after its simd header. Contracts: op_table.h.
 
 #include <string.h>
 
@@ -256,7 +256,8 @@ inline uint64_t ReadBytes(const uint8_t* p, size_t n) {
   I32x16 a = SetI32(0), b = a, c = a, d = a;
   size_t i = 0;
   for (; i + 256 <= n; i += 256) {
-    // 2 KB ahead was the fastest of all distances up to 28 KB: the probe must not be slower than it can.
+    // 2 KB ahead was the fastest of all distances up to 28 KB: the probe must not be slower than it
+    // can.
     for (int line = 0; line < 256; line += 64) __builtin_prefetch(p + i + 2048 + line, 0, 2);
     a = MaxI32(a, LoadI32(reinterpret_cast<const int32_t*>(p + i)));
     b = MaxI32(b, LoadI32(reinterpret_cast<const int32_t*>(p + i + 64)));

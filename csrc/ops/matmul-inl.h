@@ -1,5 +1,5 @@
-// Products of weights and activations: MXFP4 in place row by row, Q8 panels, and the exact products.
-// Included once per target, after its simd header. Contract and numerics: op_table.h.
+// Products of weights and activations: MXFP4 in place row by row, Q8 panels, and the exact
+// products. Included once per target, after its simd header. Contract and numerics: op_table.h.
 //
 // Three ways through a quantised product, equal bit for bit:
 //   rows    MXFP4 as published, four rows and four blocks at a time; every token uses the decoded
@@ -40,7 +40,8 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
   const uint8_t* next = rows.blocks[0] + 64 * num_blocks;
   F32x16 chains[N];
   for (int n = 0; n < N; ++n) chains[n] = ZeroF32();
-  const auto accumulate = [&](const U8x64 bytes[4], I32x16 scale, int64_t g) __attribute__((always_inline)) {
+  const auto accumulate = [&](const U8x64 bytes[4], I32x16 scale,
+                              int64_t g) __attribute__((always_inline)) {
     U8x64 low[4], high[4];
     for (int r = 0; r < 4; ++r) DecodeFp4(bytes[r], &low[r], &high[r]);
 #pragma GCC unroll 8
@@ -50,8 +51,7 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
       const I32x16 start = LoadI32(reinterpret_cast<const int32_t*>(a + layout.minus12() + 64 * g));
       I32x16 sums[4];
       for (int r = 0; r < 4; ++r) sums[r] = DotFp4(start, low[r], high[r], even, odd);
-      const F32x16 token_scale =
-          Load(reinterpret_cast<const float*>(a + layout.scales() + 64 * g));
+      const F32x16 token_scale = Load(reinterpret_cast<const float*>(a + layout.scales() + 64 * g));
       chains[n] = Fma(ToF32(SumQuads(sums[0], sums[1], sums[2], sums[3])),
                       AddToExponent(token_scale, scale), chains[n]);
     }
@@ -68,8 +68,10 @@ inline void Mxfp4Quad(const RowQuad& rows, int num_blocks, const QuantLayout& la
       __builtin_prefetch(next + 256 * g + 64 * r, 0, 3);
       __builtin_prefetch(next + prefetch_bytes + 256 * g + 64 * r, 0, 2);
     }
-    accumulate(bytes, Mxfp4Scales(rows.scales[0] + 4 * g, rows.scales[1] + 4 * g,
-                                  rows.scales[2] + 4 * g, rows.scales[3] + 4 * g), g);
+    accumulate(bytes,
+               Mxfp4Scales(rows.scales[0] + 4 * g, rows.scales[1] + 4 * g, rows.scales[2] + 4 * g,
+                           rows.scales[3] + 4 * g),
+               g);
   }
   if (rest != 0) {
     U8x64 bytes[4];
@@ -164,8 +166,8 @@ struct Ahead {
   int lines;
 };
 
-// NT tokens against NP panels. kFp4: the panels are decoded MXFP4, whose scales are what to add to an
-// exponent (upper half of the bits), and whose nibbles were doubled.
+// NT tokens against NP panels. kFp4: the panels are decoded MXFP4, whose scales are what to add to
+// an exponent (upper half of the bits), and whose nibbles were doubled.
 template <bool kFp4, int NT, int NP>
 inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayout& layout,
                    const uint8_t* const* tokens, Ahead* ahead, F32x16 (*out)[NP]) {
@@ -210,7 +212,8 @@ inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayo
 #pragma GCC unroll 16
         for (int t = 0; t < NT; ++t) {
           const F32x16 token_scale = Set(LoadFloat(tokens[t] + layout.scales() + 16 * b));
-          const F32x16 s = kFp4 ? AddToExponent(token_scale, BitsOfF32(scale)) : Mul(scale, token_scale);
+          const F32x16 s =
+              kFp4 ? AddToExponent(token_scale, BitsOfF32(scale)) : Mul(scale, token_scale);
           chain[t][p] = Fma(ToF32(sums[t][p]), s, chain[t][p]);
         }
       }
@@ -222,8 +225,8 @@ inline void Q8Tile(const uint8_t* const* panels, int num_blocks, const QuantLayo
         if (c == 2) second[t][p] = chain[t][p];
         if (c == 3) {
           const F32x16 sum = Add(first[t][p], Add(second[t][p], chain[t][p]));
-          out[t][p] = Add(kFp4 ? Mul(Set(0.5f), sum) : sum,
-                          Set(LoadFloat(tokens[t] + layout.poison())));
+          out[t][p] =
+              Add(kFp4 ? Mul(Set(0.5f), sum) : sum, Set(LoadFloat(tokens[t] + layout.poison())));
         }
       }
     }
@@ -265,7 +268,8 @@ inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, const uint8_t
                      int64_t ld) {
   const int64_t stride = PanelBytes(cols);
   constexpr int kRows = kTilePanels * kPanelRows;
-  const int64_t blocks = int64_t{CeilDiv(num_tokens, kTileTokens)} * CeilDiv(num_rows, kRows) * NumBlocks(cols);
+  const int64_t blocks =
+      int64_t{CeilDiv(num_tokens, kTileTokens)} * CeilDiv(num_rows, kRows) * NumBlocks(cols);
   const int lines = static_cast<int>((behind_bytes / 64 + blocks) / (blocks > 0 ? blocks : 1));
   Ahead ahead{behind, behind + behind_bytes, lines};
   for (int row = 0; row < num_rows; row += kRows, panel += kTilePanels * stride) {
@@ -277,7 +281,8 @@ inline void Q8Panels(const uint8_t* panel, int num_rows, int cols, const uint8_t
         Q8TileOf<kFp4, kTileTokens, kTilePanels>(panel, stride, left, cols, count, tokens + t,
                                                  &ahead, to, ld);
       } else {
-        Q8TileOf<kFp4, kTileTokens, 1>(panel, stride, left, cols, count, tokens + t, &ahead, to, ld);
+        Q8TileOf<kFp4, kTileTokens, 1>(panel, stride, left, cols, count, tokens + t, &ahead, to,
+                                       ld);
       }
     }
   }
@@ -314,9 +319,10 @@ inline void DecodePanels(const Matrix& w, int row_begin, int row_end, uint8_t* t
 
 // -- Exact products --------------------------------------------------------------------------
 
-// A block of 32 columns of one row as the two vectors that are multiplied with the activations' even
-// and odd columns (MXFP4) or first and second half (others).
-OSSIA_INLINE void LoadExact(const Matrix& w, int64_t row, int col, int width, F32x16* x, F32x16* y) {
+// A block of 32 columns of one row as the two vectors that are multiplied with the activations'
+// even and odd columns (MXFP4) or first and second half (others).
+OSSIA_INLINE void LoadExact(const Matrix& w, int64_t row, int col, int width, F32x16* x,
+                            F32x16* y) {
   if (w.format == Format::kMxfp4) {
     const int64_t block = row * (w.cols / kBlock) + col / kBlock;
     DecodeFp4F32(w.data + 16 * block, x, y);
@@ -351,7 +357,8 @@ OSSIA_INLINE void LoadExactToken(const Matrix& w, const float* p, int width, F32
 }
 
 template <int NR, int NT>
-inline void ExactTile(const Matrix& w, int row, const float* const* tokens, float* out, int64_t ld) {
+inline void ExactTile(const Matrix& w, int row, const float* const* tokens, float* out,
+                      int64_t ld) {
   F32x16 sums[NR][NT];
   for (int r = 0; r < NR; ++r) {
     for (int t = 0; t < NT; ++t) sums[r][t] = ZeroF32();

@@ -38,11 +38,11 @@ OSSIA_INLINE F64x8 LoadWide(const double* p) { return LoadF64(p); }
 
 struct SampleSpace {
   int num_blocks;
-  int64_t padded;         // tokens in whole blocks
-  double* modified;       // [padded] logits after penalties, bias and mask
-  double* weights;        // [padded]
-  uint64_t* items;        // [padded]
-  double* raw_maxima;     // [num_blocks, rounded up to 64] each; -inf behind the last block
+  int64_t padded;      // tokens in whole blocks
+  double* modified;    // [padded] logits after penalties, bias and mask
+  double* weights;     // [padded]
+  uint64_t* items;     // [padded]
+  double* raw_maxima;  // [num_blocks, rounded up to 64] each; -inf behind the last block
   double* maxima;
   double* block_weights;  // of the maxima
   double* sums;           // of the weights of the candidates' blocks
@@ -447,8 +447,8 @@ inline Candidates CandidatesOf(const SampleArgs& a, const SampleSpace& s, const 
                      a.temperature, s.block_weights, s.sums);
   double bound = 0;
   if (a.top_k > 0 && a.top_k <= s.num_blocks) {  // so many blocks have a token as good as this
-    bound = F64OfBits(
-        Select<false>(s.block_weights, s.num_blocks, a.top_k, s.histogram, s.items).key);
+    bound =
+        F64OfBits(Select<false>(s.block_weights, s.num_blocks, a.top_k, s.histogram, s.items).key);
   }
   // Top-p would count what min-p leaves out.
   if (!(a.top_p < 1) && a.min_p > bound) bound = a.min_p;
@@ -468,12 +468,11 @@ inline int Draw(const SampleArgs& a, const SampleSpace& s, const T* logits, int6
   const double largest = LargestOf(s, maxima);
   if (!(largest > -INFINITY)) return kNoToken;
   if (a.temperature == 0) return FirstEqual(logits, count, maxima, largest);
-  Candidates candidates =
-      a.temperature == 1 ? CandidatesOf<false>(a, s, logits, count, maxima, largest)
-                         : CandidatesOf<true>(a, s, logits, count, maxima, largest);
+  Candidates candidates = a.temperature == 1
+                              ? CandidatesOf<false>(a, s, logits, count, maxima, largest)
+                              : CandidatesOf<true>(a, s, logits, count, maxima, largest);
   if (a.top_k > 0 && a.top_k < a.vocab) {
-    candidates.Keep(
-        Select<false>(s.weights, candidates.size(), a.top_k, s.histogram, s.items));
+    candidates.Keep(Select<false>(s.weights, candidates.size(), a.top_k, s.histogram, s.items));
   }
   if (a.top_p < 1) {
     const double total = candidates.Total();
@@ -494,9 +493,7 @@ struct LogSoftmax {
     return (logit == largest ? 0 : logit - largest) - log_sum;
   }
   // Items for Select: a log-probability is at most 0.
-  uint64_t Key(double logit) const {
-    return BitsOfF64(INFINITY) - BitsOfF64(0.0 - (*this)(logit));
-  }
+  uint64_t Key(double logit) const { return BitsOfF64(INFINITY) - BitsOfF64(0.0 - (*this)(logit)); }
 };
 
 inline LogSoftmax LogSoftmaxOf(const SampleArgs& a, const SampleSpace& s) {

@@ -14,7 +14,8 @@
 namespace ossia::avx2 {
 
 constexpr int kQ8Bias = 0;
-constexpr int kTileTokens = 3;  // 3 * 2 sums, 3 * 2 chains, 2 weights, 2 temporaries of 16 registers
+constexpr int kTileTokens =
+    3;  // 3 * 2 sums, 3 * 2 chains, 2 weights, 2 temporaries of 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kRowTokens = 4;
 constexpr int kAttentionRows = 2;
@@ -197,8 +198,9 @@ OSSIA_INLINE __m256 PowerOfTwo8(__m256i n) {
 OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) { return {PowerOfTwo8(n.a), PowerOfTwo8(n.b)}; }
 OSSIA_INLINE void StoreI8(I32x16 x, int8_t* p) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 OSSIA_INLINE U8x64 LoadBytes(const void* p) {
   const __m256i* q = static_cast<const __m256i*>(p);
@@ -226,8 +228,7 @@ OSSIA_INLINE I32x16 DotQ8(I32x16 sum, U8x64 weights, U8x64 activations) {
 
 OSSIA_INLINE __m256i Fp4Table(int bias) {
   const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-  return _mm256_broadcastsi128_si256(
-      _mm_add_epi8(doubled, _mm_set1_epi8(static_cast<char>(bias))));
+  return _mm256_broadcastsi128_si256(_mm_add_epi8(doubled, _mm_set1_epi8(static_cast<char>(bias))));
 }
 OSSIA_INLINE void DecodeFp4(U8x64 bytes, U8x64* low, U8x64* high) {
   const __m256i table = Fp4Table(12), mask = _mm256_set1_epi8(15);
@@ -299,7 +300,8 @@ OSSIA_INLINE void StoreDwords(__m128i x, uint8_t* p) {  // 64 bytes apart
                         _mm_extract_epi32(x, 3)};
   for (int j = 0; j < 4; ++j) __builtin_memcpy(p + 64 * j, &d[j], 4);
 }
-// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127)
+// << 7.
 OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
                                    uint8_t* const scale[4]) {
   for (int r = 0; r < 16; ++r) {

@@ -15,8 +15,8 @@ namespace ossia::avx512 {
 // Q8 weights are stored with this added, so that they are the unsigned operand of vpdpbusd.
 constexpr int kQ8Bias = 128;
 // The register tile of the Q8 product: tokens x panels of 16 rows. 4 * 2 int32 sums, as many float
-// chains, weights, activation and scales leave a few registers free; with 6 * 2 the compiler spills,
-// and a store costs as much as a dot product.
+// chains, weights, activation and scales leave a few registers free; with 6 * 2 the compiler
+// spills, and a store costs as much as a dot product.
 constexpr int kTileTokens = 4;
 constexpr int kTilePanels = 2;
 // Tokens for which one decoded MXFP4 tile is used in the row-wise product: one float chain each.
@@ -71,7 +71,8 @@ OSSIA_INLINE void LoadBf16Pairs(const uint16_t* p, F32x16* even, F32x16* odd) {
 }
 OSSIA_INLINE void LoadPairs(const float* p, F32x16* even, F32x16* odd) {
   const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
-  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i evens =
+      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   even->v = _mm512_permutex2var_ps(a, evens, b);
   odd->v = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
 }
@@ -79,8 +80,7 @@ OSSIA_INLINE void LoadPairs(const float* p, F32x16* even, F32x16* odd) {
 OSSIA_INLINE void StoreBf16(F32x16 a, uint16_t* p) {
   const __m512i x = _mm512_castps_si512(a.v);
   const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_add_epi32(x, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
+  const __m512i rounded = _mm512_add_epi32(x, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   const __m512i kept = _mm512_or_si512(x, _mm512_set1_epi32(0x400000));
   const __m512i y = _mm512_mask_mov_epi32(rounded, nan, kept);
@@ -157,7 +157,8 @@ OSSIA_INLINE int32_t MaxLanesI32(I32x16 a) { return _mm512_reduce_max_epi32(a.v)
 OSSIA_INLINE int32_t SumLanesI32(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 // 2^n for -126 <= n <= 127; infinity for n = 128.
 OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+  return {
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
 }
 // Lanes that fit a signed byte, into 16 bytes.
 OSSIA_INLINE void StoreI8(I32x16 a, int8_t* p) {
@@ -192,7 +193,8 @@ OSSIA_INLINE void DecodeFp4(U8x64 bytes, U8x64* low, U8x64* high) {
 }
 // 16 bytes: the 16 values of even and the 16 of odd index, undoubled.
 OSSIA_INLINE void DecodeFp4F32(const uint8_t* p, F32x16* even, F32x16* odd) {
-  const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
+  const __m512 table =
+      _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
   const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   even->v = _mm512_permutexvar_ps(x, table);  // reads four bits of each lane
   odd->v = _mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), table);
@@ -218,8 +220,8 @@ OSSIA_INLINE I32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint
   __builtin_memcpy(&x[2], s2, 4);
   __builtin_memcpy(&x[3], s3, 4);
   const __m128i rows = _mm_setr_epi32(x[0], x[1], x[2], x[3]);
-  const __m128i blocks = _mm_shuffle_epi8(
-      rows, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m128i blocks =
+      _mm_shuffle_epi8(rows, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(blocks), 23);
   return {_mm512_sub_epi32(bits, _mm512_set1_epi32(127 << 23))};
 }
@@ -296,7 +298,8 @@ OSSIA_INLINE F64x8 IfLessF64(F64x8 a, F64x8 b, F64x8 value, F64x8 other) {
 OSSIA_INLINE F64x8 KeepBitsF64(F64x8 a, uint32_t bits, F64x8 other) {
   return {_mm512_mask_blend_pd(static_cast<__mmask8>(bits), other.v, a.v)};
 }
-// The bits of a plus those of n shifted up by 52: a * 2^n where n is 1.5 * 2^52 plus a whole number.
+// The bits of a plus those of n shifted up by 52: a * 2^n where n is 1.5 * 2^52 plus a whole
+// number.
 OSSIA_INLINE F64x8 AddExponentF64(F64x8 a, F64x8 n) {
   const __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(n.v), 52);
   return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), exponent))};
@@ -314,7 +317,8 @@ OSSIA_INLINE double MaxLanesF64(F64x8 a) {
   return _mm_cvtsd_f64(_mm_max_sd(y, _mm_unpackhi_pd(y, y)));
 }
 
-// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127)
+// << 7.
 OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
                                    uint8_t* const scale[4]) {
   int32_t x[16] = {};
@@ -323,8 +327,8 @@ OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
   } else {
     for (int r = 0; r < 16; ++r) __builtin_memcpy(&x[r], row[r], num_blocks);
   }
-  const __m512i bytes = _mm512_setr_epi32(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9],
-                                          x[10], x[11], x[12], x[13], x[14], x[15]);
+  const __m512i bytes = _mm512_setr_epi32(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8],
+                                          x[9], x[10], x[11], x[12], x[13], x[14], x[15]);
   for (int b = 0; b < num_blocks; ++b) {
     const __m512i byte = _mm512_and_si512(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(8 * b)),
                                           _mm512_set1_epi32(0xFF));

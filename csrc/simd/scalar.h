@@ -217,9 +217,7 @@ OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) {
   OSSIA_LANES b.v[i] = FloatOfBits((static_cast<uint32_t>(n.v[i]) + 127u) << 23);
   return b;
 }
-OSSIA_INLINE void StoreI8(I32x16 a, int8_t* p) {
-  OSSIA_LANES p[i] = static_cast<int8_t>(a.v[i]);
-}
+OSSIA_INLINE void StoreI8(I32x16 a, int8_t* p) { OSSIA_LANES p[i] = static_cast<int8_t>(a.v[i]); }
 OSSIA_INLINE U8x64 LoadBytes(const void* p) {
   U8x64 a;
   memcpy(a.v, p, 64);
@@ -253,8 +251,7 @@ OSSIA_INLINE void DecodeFp4(U8x64 bytes, U8x64* low, U8x64* high) {
   }
 }
 OSSIA_INLINE void DecodeFp4F32(const uint8_t* p, F32x16* even, F32x16* odd) {
-  constexpr float values[16] = {0,    .5f,  1,  1.5f,  2,  3,  4,  6,
-                                -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
+  constexpr float values[16] = {0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
   OSSIA_LANES {
     even->v[i] = values[p[i] & 15];
     odd->v[i] = values[p[i] >> 4];
@@ -285,7 +282,8 @@ OSSIA_INLINE I32x16 BitsOfF32(F32x16 a) {
 }
 OSSIA_INLINE F32x16 AddToExponent(F32x16 scale, I32x16 shifted) {
   OSSIA_LANES {
-    const int32_t sum = static_cast<int32_t>(BitsOf(scale.v[i]) + static_cast<uint32_t>(shifted.v[i]));
+    const int32_t sum =
+        static_cast<int32_t>(BitsOf(scale.v[i]) + static_cast<uint32_t>(shifted.v[i]));
     scale.v[i] = FloatOfBits(sum > 0x00800000 ? static_cast<uint32_t>(sum) : 0x00800000u);
   }
   return scale;
@@ -301,7 +299,8 @@ OSSIA_INLINE I32x16 Mxfp4Scales(const uint8_t* s0, const uint8_t* s1, const uint
   }
   return out;
 }
-// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127) << 7.
+// The scale bytes of up to four blocks of 16 rows into as many rows of 16 numbers (byte - 127)
+// << 7.
 OSSIA_INLINE void Mxfp4PanelScales(const uint8_t* const row[16], int num_blocks,
                                    uint8_t* const scale[4]) {
   for (int r = 0; r < 16; ++r) {

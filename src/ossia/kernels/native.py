@@ -152,14 +152,7 @@ class NativeKernels:
 
     @_op
     def prepare(self, part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> NativeWeight:
-        for name, shape in part_shapes(part, dims).items():
-            if name not in tensors:
-                raise KernelError(f"[prepare] {part.value} expected a tensor {name}, got none")
-            if tensors[name].shape != shape:
-                raise KernelError(
-                    f"[prepare] expected {part.value}.{name} of shape {list(shape)}, "
-                    f"got {list(tensors[name].shape)}"
-                )
+        _check_shapes(part, tensors, dims)
         kept: list[Any] = []
 
         def vector(name: str) -> np.ndarray:
@@ -186,7 +179,9 @@ class NativeKernels:
                     for array in (blocks, scales):
                         self._context.populate(array.reshape(-1))
                 return _native.Matrix.mxfp4(blocks, scales)
-            return self._packed(tensor, kept) if self._quantises_dense else self._plain(tensor, kept)
+            return (
+                self._packed(tensor, kept) if self._quantises_dense else self._plain(tensor, kept)
+            )
 
         match part:
             case Part.EMBEDDING:
@@ -398,6 +393,17 @@ def release_pages(array: np.ndarray) -> None:
     end = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > first:
         base.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _check_shapes(part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> None:
+    for name, shape in part_shapes(part, dims).items():
+        if name not in tensors:
+            raise KernelError(f"[prepare] {part.value} expected a tensor {name}, got none")
+        if tensors[name].shape != shape:
+            raise KernelError(
+                f"[prepare] expected {part.value}.{name} of shape {list(shape)}, "
+                f"got {list(tensors[name].shape)}"
+            )
 
 
 def _array(part: Part, name: str, tensor: HostTensor) -> np.ndarray:
