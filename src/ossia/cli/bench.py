@@ -69,17 +69,7 @@ def bench(
     Prefill is held against the int8 dot-product peak, decode against the bandwidth at which the
     model's own weights can be read; both are probed between the samples.
     """
-    from ossia.bench.measure import Plan, engine_needed
-    from ossia.model.checkpoint import survey
-    from ossia.model.hub import resolve_model
-
-    given = {
-        "prompt_tokens": _numbers("--prompt-tokens", prompt_tokens),
-        "depths": _numbers("--depth", depth),
-        "batches": _numbers("--batch", batch),
-        "repeat": repeat,
-    }
-    plan = Plan(**{name: value for name, value in given.items() if value is not None})
+    plan = _plan(prompt_tokens, depth, batch, repeat)
     chosen = options.ModelOptions(
         model=model,
         kernels=kernels,
@@ -92,10 +82,7 @@ def bench(
         expert_memory=expert_memory,
         no_mmap=no_mmap,
     )
-    config = survey(resolve_model(model)).config
-    opened = chosen.open(
-        engine=engine_needed(plan, config) if config is not None else None, needs_tokenizer=False
-    )
+    opened = _open(chosen, plan)
     if memory:
         show_memory(opened, as_json=as_json)
         return
@@ -106,6 +93,31 @@ def bench(
         report.end(interrupted=True)
         raise typer.Exit(130) from None
     report.end(interrupted=False)
+
+
+def _plan(
+    prompt_tokens: str | None, depth: str | None, batch: str | None, repeat: int | None
+) -> Plan:
+    from ossia.bench.measure import Plan
+
+    given = {
+        "prompt_tokens": _numbers("--prompt-tokens", prompt_tokens),
+        "depths": _numbers("--depth", depth),
+        "batches": _numbers("--batch", batch),
+        "repeat": repeat,
+    }
+    return Plan(**{name: value for name, value in given.items() if value is not None})
+
+
+def _open(chosen: options.ModelOptions, plan: Plan) -> OpenedModel:
+    """With a cache for the largest measurement; the model may lack a vocabulary."""
+    from ossia.bench.measure import engine_needed
+    from ossia.model.checkpoint import survey
+    from ossia.model.hub import resolve_model
+
+    config = survey(resolve_model(chosen.model)).config
+    engine = engine_needed(plan, config) if config is not None else None
+    return chosen.open(engine=engine, needs_tokenizer=False)
 
 
 def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
