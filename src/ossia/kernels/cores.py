@@ -1,4 +1,4 @@
-"""How many cores this process may use: what affinity and the control group's quota leave of them."""
+"""How many cores this process may use: what affinity and the control group's quota leave."""
 
 from __future__ import annotations
 

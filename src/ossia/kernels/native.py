@@ -1,9 +1,9 @@
 """The `native` kernels: C++ with SIMD for the processor at hand, over the extension `_native`.
 
 Ops are recorded and run together, without the GIL, when `sample` or `to_host` wants values. MXFP4
-experts are used in place as the checkpoint maps them; dense tensors are repacked once into int8 with
-a scale per 32 columns, and their source pages released. What an op computes, to the bit, is stated in
-csrc/op_table.h.
+experts are used in place as the checkpoint maps them; dense tensors are repacked once into int8
+with a scale per 32 columns, and their source pages released. What an op computes, to the bit, is
+stated in csrc/op_table.h; docs/native.md explains it.
 """
 
 from __future__ import annotations
@@ -93,11 +93,12 @@ class NativeWeight:
 class NativeKernels:
     """`Kernels` over the C++ extension.
 
-    `instruction_set`: one of `instruction_sets()`, or "auto" for the best. `num_threads`: default is
-    what affinity and control group allow. `exact`: nothing is quantised beyond what the checkpoint
-    holds, keys and values are float32. `dense_dtype`: "int8", or "bf16" to keep the dense tensors as
-    they are. `expert_bytes`: for a model larger than memory, keep at most so much of its experts there
-    and page them from their file as they are routed; None = all of them. Raises UsageError for settings that this machine cannot have.
+    `instruction_set`: one of `instruction_sets()`, or "auto" for the best. `num_threads`: by
+    default what affinity and control group allow. `exact`: nothing is quantised beyond what the
+    checkpoint holds, keys and values are float32. `dense_dtype`: "int8", or "bf16" to keep the
+    dense tensors as they are. `expert_bytes`: for a model larger than memory, keep at most so much
+    of its experts there and page them from their file as they are routed; None = all of them.
+    Raises UsageError for settings that this machine cannot have.
     """
 
     name = "native"
