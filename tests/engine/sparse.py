@@ -28,6 +28,7 @@ def sparse_checkpoint(
         }
         end += size
     data = json.dumps(header).encode()
+    data += b" " * (-len(data) % 8)  # as every writer aligns it
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(data)) + data)
         file.truncate(8 + len(data) + end)

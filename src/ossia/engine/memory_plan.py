@@ -19,9 +19,9 @@ from ossia.model.config import ModelConfig
 from ossia.model.cost import WeightFormat
 from ossia.model.names import NAMES, Form, parts
 
-# Where one page of a file is touched, Linux maps all that lies in one piece of memory around it:
-# 2 MB of a large file on a recent kernel (measured on 6.18), 64 KB on older ones.
-_FAULT_BYTES = 2 << 20
+# Where one page of a file is touched, Linux maps the cached pages around it too: 64 KB, or a little
+# more. It would be 2 MB where the file lies in large pages, which loading.small_pages prevents.
+_FAULT_BYTES = 64 << 10
 _PACK_BYTES = 64 << 20  # what kernels/native.py has in memory of a tensor while it repacks it
 _THREAD_BYTES = 1 << 20  # what a thread of the native kernels touches of its own 4 MB, and a stack
 
