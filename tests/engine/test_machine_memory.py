@@ -59,7 +59,7 @@ def test_a_system_that_says_nothing(tmp_path: Path) -> None:
 
 def test_what_this_process_has() -> None:
     before = ProcessMemory.now()
-    held = np.ones(8 << 20, np.uint8)
+    held = np.ones(128 << 20, np.uint8)  # more than an allocator keeps for later
     after = ProcessMemory.now()
-    assert after.resident - before.resident > 7 << 20
+    assert after.resident - before.resident > 96 << 20
     assert after.peak >= after.resident - (1 << 20) and held.all()
