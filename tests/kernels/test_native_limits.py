@@ -300,7 +300,11 @@ def test_handles_of_other_kernels_and_of_other_ops(prepared):
 @pytest.mark.parametrize("settings", [{}, {"exact": True}, {"dense_dtype": "bf16"}], ids=str)
 @pytest.mark.parametrize("name", SETS)
 def test_one_bad_sequence_leaves_the_others_alone(name, settings, value):
-    """In the batch, and in blocks of the cache that are used again."""
+    """In the batch, and in blocks of the cache that are used again.
+
+    Within its own sequence a value that is not finite reaches earlier tokens of the same step too:
+    they weigh it with 0, and 0 · NaN is NaN. So such a sequence alone depends on how it is cut.
+    """
 
     def spoiled(part, layer):
         tensors = MODEL.part(part, layer)
