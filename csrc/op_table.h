@@ -141,7 +141,9 @@ struct AttentionArgs {
   float scale;         // 1 / sqrt(d)
   const float* sinks;  // [group]
   const int32_t* block_table;  // block of positions [32 i, 32 i + 32)
-  const uint8_t* cache;        // this layer: [block][kv head][K [d][32] | V [32][d]]
+  // This layer: [block][kv head][K [d][32] | V [32][d]]; in bfloat16 number i and number i + 16 of
+  // each 32 lie side by side.
+  const uint8_t* cache;
   int64_t block_bytes, head_offset;
   bool f32_cache;  // else bfloat16
   float* out;      // [num_tokens, group * d], token stride out_stride

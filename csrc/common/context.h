@@ -126,7 +126,7 @@ struct TokenIndex {
 
 struct Options {
   bool exact = false;
-  Tuning tuning{.mxfp4_row_tokens = 8, .rows_prefetch = 24576, .panel_prefetch = 2048};
+  Tuning tuning{.mxfp4_row_tokens = 8, .rows_prefetch = 13312, .panel_prefetch = 3072};
 };
 
 class ExpertPager;

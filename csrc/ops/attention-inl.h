@@ -2,7 +2,8 @@
 // Included once per target, after elementwise-inl.h. Contract: op_table.h.
 //
 // Keys of a block lie transposed, [d][32], so that scores of 32 keys are two vectors and a chain of
-// fma over d, without a horizontal sum. A tile that a query does not see leaves its state unchanged
+// fma over d, without a horizontal sum. In bfloat16 each 32 numbers are the first 16 and the last
+// in turns: one vector becomes two of float32 by a shift and a mask. A tile that a query does not see leaves its state unchanged
 // bit for bit, so queries may share a tile whatever each of them sees.
 
 #include <string.h>
@@ -15,16 +16,37 @@ namespace ossia::OSSIA_TARGET {
 constexpr float kNoScore = -1e30f;
 constexpr float kHidden = -__builtin_inff();
 
-OSSIA_INLINE F32x16 LoadAs(const float* p) { return Load(p); }
-OSSIA_INLINE F32x16 LoadAs(const uint16_t* p) { return LoadBf16(p); }
+// 32 numbers of a block, the first 16 and the last.
+OSSIA_INLINE void LoadHalves(const float* p, F32x16* first, F32x16* last) {
+  *first = Load(p);
+  *last = Load(p + 16);
+}
+OSSIA_INLINE void LoadHalves(const uint16_t* p, F32x16* first, F32x16* last) {
+  LoadBf16Pairs(p, first, last);
+}
+
+// What to fetch while a loop over a tile computes: the same part of the next tile, evenly spread. A
+// loop has as many rounds as 64 bytes of bfloat16 in its part of a tile.
+struct NextTile {
+  const uint8_t* at;
+  int step;  // 0: nothing new
+};
+OSSIA_INLINE void Fetch(const NextTile& ahead, int round) {
+  __builtin_prefetch(ahead.at + static_cast<int64_t>(ahead.step) * round, 0, 2);
+  if (ahead.step > 64) {
+    __builtin_prefetch(ahead.at + static_cast<int64_t>(ahead.step) * round + 64, 0, 2);
+  }
+}
 
 template <int R, typename T>
-inline void ScoreRows(const float* q, const T* keys, int d, float* scores) {
+inline void ScoreRows(const float* q, const T* keys, int d, NextTile ahead, float* scores) {
   F32x16 sums[R][2];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = ZeroF32();
   for (int i = 0; i < d; ++i) {
-    const F32x16 k0 = LoadAs(keys + kKeyTile * i), k1 = LoadAs(keys + kKeyTile * i + 16);
+    F32x16 k0, k1;
+    LoadHalves(keys + kKeyTile * i, &k0, &k1);
+    Fetch(ahead, i);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F32x16 x = Set(q[r * d + i]);
@@ -41,16 +63,21 @@ inline void ScoreRows(const float* q, const T* keys, int d, float* scores) {
 
 template <int R, typename T>
 inline void ValueRows(const float* weights, const float* decay, const T* values, int num_keys,
-                      int d, float* acc) {
+                      int d, NextTile ahead, float* acc) {
   for (int i = 0; i < d; i += 32) {
     F32x16 sums[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      sums[r][0] = Mul(Load(acc + r * d + i), Set(decay[r]));
-      sums[r][1] = Mul(Load(acc + r * d + i + 16), Set(decay[r]));
+      sums[r][0] = Load(acc + r * d + i);
+      sums[r][1] = Load(acc + r * d + i + 16);
+      if (decay == nullptr) continue;
+      sums[r][0] = Mul(sums[r][0], Set(decay[r]));
+      sums[r][1] = Mul(sums[r][1], Set(decay[r]));
     }
     for (int k = 0; k < num_keys; ++k) {
-      const F32x16 v0 = LoadAs(values + k * d + i), v1 = LoadAs(values + k * d + i + 16);
+      F32x16 v0, v1;
+      LoadHalves(values + k * d + i, &v0, &v1);
+      Fetch(ahead, i + k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const F32x16 x = Set(weights[kKeyTile * r + k]);
@@ -67,26 +94,27 @@ inline void ValueRows(const float* weights, const float* decay, const T* values,
 }
 
 template <int R, typename T>
-inline void ScoreRowsOf(int rows, const float* q, const T* keys, int d, float* scores) {
+inline void ScoreRowsOf(int rows, const float* q, const T* keys, int d, NextTile ahead,
+                        float* scores) {
   if constexpr (R > 1) {
     if (rows < R) {
-      ScoreRowsOf<R - 1>(rows, q, keys, d, scores);
+      ScoreRowsOf<R - 1>(rows, q, keys, d, ahead, scores);
       return;
     }
   }
-  ScoreRows<R>(q, keys, d, scores);
+  ScoreRows<R>(q, keys, d, ahead, scores);
 }
 
 template <int R, typename T>
 inline void ValueRowsOf(int rows, const float* weights, const float* decay, const T* values,
-                        int num_keys, int d, float* acc) {
+                        int num_keys, int d, NextTile ahead, float* acc) {
   if constexpr (R > 1) {
     if (rows < R) {
-      ValueRowsOf<R - 1>(rows, weights, decay, values, num_keys, d, acc);
+      ValueRowsOf<R - 1>(rows, weights, decay, values, num_keys, d, ahead, acc);
       return;
     }
   }
-  ValueRows<R>(weights, decay, values, num_keys, d, acc);
+  ValueRows<R>(weights, decay, values, num_keys, d, ahead, acc);
 }
 
 // Of all rows of a tile: largest score so far, sums of weights by lane, weighted values.
@@ -102,8 +130,9 @@ inline void Reset(SoftmaxState* state, int rows, int d) {
   memset(state->values, 0, sizeof(float) * rows * d);
 }
 
-// Scores to weights relative to the new maximum; `decay` is what the old state counts for now.
-inline void Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
+// Scores to weights relative to the new maximum; `decay` is what the old state counts for now. False
+// if all of it is 1, as it mostly is.
+inline bool Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
   alignas(64) float largest[kAttentionTileRows];
   for (int r = 0; r < rows; r += 8) {
     F32x16 both[8];
@@ -118,49 +147,60 @@ inline void Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
     const F32x16 before = Load(state->largest + r);
     const F32x16 now = Max(Load(largest + r), before);  // a NaN score leaves the maximum as it was
     Store(now, largest + r);
-    Store(Exp(Sub(before, now)), decay + r);
+    Store(ExpOfNegative(Sub(before, now)), decay + r);
   }
+  // Not by looking at `decay`: whoever foresees this branch need not wait for the exponentials.
+  const bool moved = memcmp(largest, state->largest, sizeof(float) * rows) != 0;
   for (int r = 0; r < rows; ++r) {
     float* s = scores + kKeyTile * r;
     const F32x16 shift = Set(largest[r]);
-    const F32x16 w0 = Exp(Sub(Load(s), shift)), w1 = Exp(Sub(Load(s + 16), shift));
+    const F32x16 w0 = ExpOfNegative(Sub(Load(s), shift));
+    const F32x16 w1 = ExpOfNegative(Sub(Load(s + 16), shift));
     Store(w0, s);
     Store(w1, s + 16);
     float* sums = state->sums + 16 * r;
     Store(Fma(Load(sums), Set(decay[r]), Add(w0, w1)), sums);
     state->largest[r] = largest[r];
   }
+  return moved;
 }
 
 template <typename T>
-inline void AttendTile(const float* q, const T* keys, const T* values, int rows, int num_keys,
-                       int d, const AttentionArgs& args, int first_key, float* scores,
-                       SoftmaxState* state) {
+inline void ScoreTile(const float* q, const T* keys, int rows, int d, NextTile ahead, float* scores) {
   for (int r = 0; r < rows; r += kAttentionRows) {
     const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
-    ScoreRowsOf<kAttentionRows>(count, q + r * d, keys, d, scores + kKeyTile * r);
+    ScoreRowsOf<kAttentionRows>(count, q + r * d, keys, d, ahead, scores + kKeyTile * r);
+    ahead.step = 0;
   }
+}
+
+// Scores of keys that a row does not see become minus infinity.
+inline void HideKeys(const AttentionArgs& args, int first_key, float* scores) {
   const int last_position = args.first_position + args.num_tokens - 1;
   const bool some_hidden = first_key + kKeyTile - 1 > args.first_position ||
                            (args.window != 0 && first_key <= last_position - args.window);
-  if (some_hidden) {
-    for (int t = 0; t < args.num_tokens; ++t) {
-      const int position = args.first_position + t;
-      for (int k = 0; k < kKeyTile; ++k) {
-        const int key = first_key + k;
-        if (key <= position && (args.window == 0 || key > position - args.window)) continue;
-        for (int h = 0; h < args.group; ++h) {
-          scores[kKeyTile * (t * args.group + h) + k] = kHidden;
-        }
+  if (!some_hidden) return;
+  for (int t = 0; t < args.num_tokens; ++t) {
+    const int position = args.first_position + t;
+    for (int k = 0; k < kKeyTile; ++k) {
+      const int key = first_key + k;
+      if (key <= position && (args.window == 0 || key > position - args.window)) continue;
+      for (int h = 0; h < args.group; ++h) {
+        scores[kKeyTile * (t * args.group + h) + k] = kHidden;
       }
     }
   }
-  alignas(64) float decay[kAttentionTileRows];
-  Weigh(state, rows, scores, decay);
+}
+
+template <typename T>
+inline void AddValues(const float* weights, const float* decay, const T* values, int rows,
+                      int num_keys, int d, NextTile ahead, SoftmaxState* state) {
   for (int r = 0; r < rows; r += kAttentionRows) {
     const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
-    ValueRowsOf<kAttentionRows>(count, scores + kKeyTile * r, decay + r, values, num_keys, d,
+    ValueRowsOf<kAttentionRows>(count, weights + kKeyTile * r,
+                                decay == nullptr ? nullptr : decay + r, values, num_keys, d, ahead,
                                 state->values + r * d);
+    ahead.step = 0;
   }
 }
 
@@ -184,15 +224,12 @@ inline void StoreAttended(const float* values, float sum, int d, float* out) {
   for (int i = 0; i < d; i += 16) Store(Div(Load(values + i), total), out + i);
 }
 
-inline void PrefetchBytes(const uint8_t* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
-// What a call works with: scaled queries, one tile's scores and widened keys, and two states: that
-// of the split in progress and what the splits before it came to, the sink first.
+// What a call works with: scaled queries, the scores of two tiles, widened keys or values of one,
+// and two states: that of the split in progress and what the splits before it came to, the sink
+// first.
 struct AttentionWork {
   int rows;
-  float *q, *scores, *wide;
+  float *q, *scores[2], *wide;
   SoftmaxState state;
   float running_largest[kAttentionTileRows], running_sum[kAttentionTileRows];
   float* running_values;
@@ -208,8 +245,8 @@ inline void BeginAttention(const AttentionArgs& args, AttentionWork* work) {
   };
   work->rows = rows;
   work->q = take(rows * d);
-  work->scores = take(kAttentionTileRows * kKeyTile);
-  work->wide = take(2 * kKeyTile * d);
+  for (float*& scores : work->scores) scores = take(kAttentionTileRows * kKeyTile);
+  work->wide = take(kKeyTile * d);
   work->state.sums = take(16 * rows);
   work->state.values = take(rows * d);
   work->running_values = take(rows * d);
@@ -227,26 +264,25 @@ inline void BeginAttention(const AttentionArgs& args, AttentionWork* work) {
   Reset(&work->state, rows, d);
 }
 
-// Keys [first_key, first_key + num_keys) of the block that lies at `head`.
-inline void AttendBlock(const AttentionArgs& args, const uint8_t* head, int first_key, int num_keys,
-                        AttentionWork* work) {
-  const int d = args.d, rows = work->rows, size = kKeyTile * d;
+// The keys (or values) of one block of the cache as what ScoreTile (or AddValues) takes: many rows
+// use float32 that is widened once.
+template <typename Use>
+inline void WithNumbers(const AttentionArgs& args, const uint8_t* block, AttentionWork* work,
+                        Use&& use) {
+  const uint16_t* narrow = reinterpret_cast<const uint16_t*>(block);
   if (args.f32_cache) {
-    const float* keys = reinterpret_cast<const float*>(head);
-    AttendTile(work->q, keys, keys + size, rows, num_keys, d, args, first_key, work->scores,
-               &work->state);
-    return;
+    use(reinterpret_cast<const float*>(block));
+  } else if (work->rows <= kAttentionRows) {
+    use(narrow);
+  } else {
+    for (int i = 0; i < kKeyTile * args.d; i += 32) {
+      F32x16 first, last;
+      LoadHalves(narrow + i, &first, &last);
+      Store(first, work->wide + i);
+      Store(last, work->wide + i + 16);
+    }
+    use(static_cast<const float*>(work->wide));
   }
-  const uint16_t* keys = reinterpret_cast<const uint16_t*>(head);
-  if (rows <= kAttentionRows) {
-    AttendTile(work->q, keys, keys + size, rows, num_keys, d, args, first_key, work->scores,
-               &work->state);
-    return;
-  }
-  for (int i = 0; i < 2 * size; i += 16) Store(LoadBf16(keys + i), work->wide + i);
-  const float* wide = work->wide;
-  AttendTile(work->q, wide, wide + size, rows, num_keys, d, args, first_key, work->scores,
-             &work->state);
 }
 
 inline void EndSplit(const AttentionArgs& args, AttentionWork* work) {
@@ -281,14 +317,32 @@ inline void Attention(const AttentionArgs& args) {
     if (tile < args.split * kSplitTiles) tile = args.split * kSplitTiles;
     if (last_tile >= (args.split + 1) * kSplitTiles) last_tile = (args.split + 1) * kSplitTiles - 1;
   }
-  const int64_t head_bytes = int64_t{2} * kKeyTile * args.d * (args.f32_cache ? 4 : 2);
+  const int line = args.f32_cache ? 128 : 64;
+  const int64_t part_bytes = int64_t{line} * args.d;  // the keys of a block, or its values
   const auto head_of = [&](int i) {
-    return args.cache + args.block_table[i] * args.block_bytes + args.head_offset;
+    return args.cache + args.block_table[i <= last_tile ? i : last_tile] * args.block_bytes +
+           args.head_offset;
   };
+  const auto score = [&](int i) {
+    const NextTile ahead{head_of(i + 1), i < last_tile ? line : 0};
+    WithNumbers(args, head_of(i), &work, [&](auto keys) {
+      ScoreTile(work.q, keys, work.rows, args.d, ahead, work.scores[i % 2]);
+    });
+  };
+  // Scores are one tile ahead of the values, so that the maximum and the exponentials of one tile,
+  // which wait for each other, have the products of the next to hide behind.
+  score(tile);
   for (; tile <= last_tile; ++tile) {
-    if (tile < last_tile) PrefetchBytes(head_of(tile + 1), head_bytes);
-    const int left = last - tile * kKeyTile + 1;
-    AttendBlock(args, head_of(tile), tile * kKeyTile, left < kKeyTile ? left : kKeyTile, &work);
+    if (tile < last_tile) score(tile + 1);
+    float* scores = work.scores[tile % 2];
+    HideKeys(args, tile * kKeyTile, scores);
+    alignas(64) float decay[kAttentionTileRows];
+    const bool moved = Weigh(&work.state, work.rows, scores, decay);
+    const int left = last - tile * kKeyTile + 1, num_keys = left < kKeyTile ? left : kKeyTile;
+    const NextTile ahead{head_of(tile + 1) + part_bytes, tile < last_tile ? line : 0};
+    WithNumbers(args, head_of(tile) + part_bytes, &work, [&](auto values) {
+      AddValues(scores, moved ? decay : nullptr, values, work.rows, num_keys, args.d, ahead, &work.state);
+    });
     const bool split_ends = tile == last_tile || (tile + 1) % kSplitTiles == 0;
     if (split_ends && args.split < 0) EndSplit(args, &work);
   }

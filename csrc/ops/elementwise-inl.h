@@ -7,6 +7,17 @@
 
 namespace ossia::OSSIA_TARGET {
 
+OSSIA_INLINE F32x16 ExpTaylor(F32x16 r) {
+  F32x16 p = Set(1.0f / 5040);
+  p = Fma(p, r, Set(1.0f / 720));
+  p = Fma(p, r, Set(1.0f / 120));
+  p = Fma(p, r, Set(1.0f / 24));
+  p = Fma(p, r, Set(1.0f / 6));
+  p = Fma(p, r, Set(0.5f));
+  p = Fma(p, r, Set(1.0f));
+  return Fma(p, r, Set(1.0f));
+}
+
 // e^x within 2 ulp: 2^n * p(r) with r = x - n ln 2, p a Taylor polynomial of degree 7. Exactly 1 at
 // 0; 0 below -87.33, where float32 would become denormal; infinite above 88.37.
 OSSIA_INLINE F32x16 Exp(F32x16 x) {
@@ -15,16 +26,19 @@ OSSIA_INLINE F32x16 Exp(F32x16 x) {
   const I32x16 n = RoundToI32(Mul(clamped, Set(1.44269504f)));
   const F32x16 f = ToF32(n);
   const F32x16 r = Fnma(f, Set(-2.12194440e-4f), Fnma(f, Set(0.693359375f), clamped));
-  F32x16 p = Set(1.0f / 5040);
-  p = Fma(p, r, Set(1.0f / 720));
-  p = Fma(p, r, Set(1.0f / 120));
-  p = Fma(p, r, Set(1.0f / 24));
-  p = Fma(p, r, Set(1.0f / 6));
-  p = Fma(p, r, Set(0.5f));
-  p = Fma(p, r, Set(1.0f));
-  p = Fma(p, r, Set(1.0f));
-  const F32x16 y = Mul(p, PowerOfTwo(MinI32(n, SetI32(128))));
+  const F32x16 y = Mul(ExpTaylor(r), PowerOfTwo(MinI32(n, SetI32(128))));
   return IfLess(x, lowest, ZeroF32(), y);
+}
+
+// The same bits for x <= 0 and for NaN, with less to do: 2^n only adds to the exponent, because no
+// result that is not 0 lies below the smallest normal number.
+OSSIA_INLINE F32x16 ExpOfNegative(F32x16 x) {
+  const F32x16 lowest = Set(-87.33f);
+  const F32x16 clamped = Max(lowest, x);  // NaN stays: it is the second operand
+  const I32x16 n = RoundToI32(Mul(clamped, Set(1.44269504f)));
+  const F32x16 f = ToF32(n);
+  const F32x16 r = Fnma(f, Set(-2.12194440e-4f), Fnma(f, Set(0.693359375f), clamped));
+  return IfLess(x, lowest, ZeroF32(), AddExponent(ExpTaylor(r), n));
 }
 
 inline float Sqrt(float x) { return __builtin_sqrtf(x); }
@@ -210,17 +224,20 @@ inline void Bf16ToF32(const uint16_t* x, int n, float* out) {
   if (i < n) StoreN(LoadBf16N(x + i, n - i), out + i, n - i);
 }
 
+// Where number i of 32 lies in a block in bfloat16: the first 16 and the last in turns.
+inline int InHalves(int i) { return i < 16 ? 2 * i : 2 * (i - 16) + 1; }
+
 inline void StoreKey(const float* k, int d, bool f32, int slot, uint8_t* head) {
   if (f32) {
     float* keys = reinterpret_cast<float*>(head);
     for (int i = 0; i < d; ++i) keys[i * kKeyTile + slot] = k[i];
     return;
   }
-  uint16_t* keys = reinterpret_cast<uint16_t*>(head);
+  uint16_t* keys = reinterpret_cast<uint16_t*>(head) + InHalves(slot);
   for (int i = 0; i < d; i += 16) {
     uint16_t rounded[16];
     StoreBf16(Load(k + i), rounded);
-    for (int j = 0; j < 16; ++j) keys[(i + j) * kKeyTile + slot] = rounded[j];
+    for (int j = 0; j < 16; ++j) keys[(i + j) * kKeyTile] = rounded[j];
   }
 }
 
@@ -230,8 +247,12 @@ inline void StoreValue(const float* v, int d, bool f32, int slot, uint8_t* head)
     memcpy(reinterpret_cast<float*>(head) + at, v, sizeof(float) * d);
     return;
   }
-  for (int i = 0; i < d; i += 16) {
-    StoreBf16(Load(v + i), reinterpret_cast<uint16_t*>(head) + at + i);
+  uint16_t* values = reinterpret_cast<uint16_t*>(head) + at;
+  for (int i = 0; i < d; i += 32) {
+    uint16_t rounded[32];
+    StoreBf16(Load(v + i), rounded);
+    StoreBf16(Load(v + i + 16), rounded + 16);
+    for (int j = 0; j < 32; ++j) values[i + InHalves(j)] = rounded[j];
   }
 }
 

@@ -196,6 +196,13 @@ OSSIA_INLINE __m256 PowerOfTwo8(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) { return {PowerOfTwo8(n.a), PowerOfTwo8(n.b)}; }
+// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of it.
+OSSIA_INLINE __m256 AddExponent8(__m256 x, __m256i n) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n, 23)));
+}
+OSSIA_INLINE F32x16 AddExponent(F32x16 x, I32x16 n) {
+  return {AddExponent8(x.a, n.a), AddExponent8(x.b, n.b)};
+}
 OSSIA_INLINE void StoreI8(I32x16 x, int8_t* p) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8);
   _mm_storeu_si128(
