@@ -3,8 +3,9 @@
 //
 // Keys of a block lie transposed, [d][32], so that scores of 32 keys are two vectors and a chain of
 // fma over d, without a horizontal sum. In bfloat16 each 32 numbers are the first 16 and the last
-// in turns: one vector becomes two of float32 by a shift and a mask. A tile that a query does not see leaves its state unchanged
-// bit for bit, so queries may share a tile whatever each of them sees.
+// in turns: one vector becomes two of float32 by a shift and a mask. A tile that a query does not
+// see leaves its state unchanged bit for bit, so queries may share a tile whatever each of them
+// sees.
 
 #include <string.h>
 
@@ -25,28 +26,25 @@ OSSIA_INLINE void LoadHalves(const uint16_t* p, F32x16* first, F32x16* last) {
   LoadBf16Pairs(p, first, last);
 }
 
-// What to fetch while a loop over a tile computes: the same part of the next tile, evenly spread. A
-// loop has as many rounds as 64 bytes of bfloat16 in its part of a tile.
+// What to fetch while a loop over a tile computes: a line of the same part of the next tile with
+// each round. There are as many rounds as lines in bfloat16; of float32 it is every other line.
 struct NextTile {
   const uint8_t* at;
   int step;  // 0: nothing new
 };
-OSSIA_INLINE void Fetch(const NextTile& ahead, int round) {
-  __builtin_prefetch(ahead.at + static_cast<int64_t>(ahead.step) * round, 0, 2);
-  if (ahead.step > 64) {
-    __builtin_prefetch(ahead.at + static_cast<int64_t>(ahead.step) * round + 64, 0, 2);
-  }
+OSSIA_INLINE void Fetch(const NextTile& next, int round) {
+  __builtin_prefetch(next.at + static_cast<int64_t>(next.step) * round, 0, 2);
 }
 
 template <int R, typename T>
-inline void ScoreRows(const float* q, const T* keys, int d, NextTile ahead, float* scores) {
+inline void ScoreRows(const float* q, const T* keys, int d, NextTile next, float* scores) {
   F32x16 sums[R][2];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = ZeroF32();
   for (int i = 0; i < d; ++i) {
     F32x16 k0, k1;
     LoadHalves(keys + kKeyTile * i, &k0, &k1);
-    Fetch(ahead, i);
+    Fetch(next, i);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F32x16 x = Set(q[r * d + i]);
@@ -63,7 +61,7 @@ inline void ScoreRows(const float* q, const T* keys, int d, NextTile ahead, floa
 
 template <int R, typename T>
 inline void ValueRows(const float* weights, const float* decay, const T* values, int num_keys,
-                      int d, NextTile ahead, float* acc) {
+                      int d, NextTile next, float* acc) {
   for (int i = 0; i < d; i += 32) {
     F32x16 sums[R][2];
 #pragma GCC unroll 8
@@ -77,7 +75,7 @@ inline void ValueRows(const float* weights, const float* decay, const T* values,
     for (int k = 0; k < num_keys; ++k) {
       F32x16 v0, v1;
       LoadHalves(values + k * d + i, &v0, &v1);
-      Fetch(ahead, i + k);
+      Fetch(next, i + k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const F32x16 x = Set(weights[kKeyTile * r + k]);
@@ -94,27 +92,27 @@ inline void ValueRows(const float* weights, const float* decay, const T* values,
 }
 
 template <int R, typename T>
-inline void ScoreRowsOf(int rows, const float* q, const T* keys, int d, NextTile ahead,
+inline void ScoreRowsOf(int rows, const float* q, const T* keys, int d, NextTile next,
                         float* scores) {
   if constexpr (R > 1) {
     if (rows < R) {
-      ScoreRowsOf<R - 1>(rows, q, keys, d, ahead, scores);
+      ScoreRowsOf<R - 1>(rows, q, keys, d, next, scores);
       return;
     }
   }
-  ScoreRows<R>(q, keys, d, ahead, scores);
+  ScoreRows<R>(q, keys, d, next, scores);
 }
 
 template <int R, typename T>
 inline void ValueRowsOf(int rows, const float* weights, const float* decay, const T* values,
-                        int num_keys, int d, NextTile ahead, float* acc) {
+                        int num_keys, int d, NextTile next, float* acc) {
   if constexpr (R > 1) {
     if (rows < R) {
-      ValueRowsOf<R - 1>(rows, weights, decay, values, num_keys, d, ahead, acc);
+      ValueRowsOf<R - 1>(rows, weights, decay, values, num_keys, d, next, acc);
       return;
     }
   }
-  ValueRows<R>(weights, decay, values, num_keys, d, ahead, acc);
+  ValueRows<R>(weights, decay, values, num_keys, d, next, acc);
 }
 
 // Of all rows of a tile: largest score so far, sums of weights by lane, weighted values.
@@ -130,8 +128,8 @@ inline void Reset(SoftmaxState* state, int rows, int d) {
   memset(state->values, 0, sizeof(float) * rows * d);
 }
 
-// Scores to weights relative to the new maximum; `decay` is what the old state counts for now. False
-// if all of it is 1, as it mostly is.
+// Scores to weights relative to the new maximum; `decay` is what the old state counts for now.
+// False if all of it is 1, as it mostly is.
 inline bool Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
   alignas(64) float largest[kAttentionTileRows];
   for (int r = 0; r < rows; r += 8) {
@@ -166,11 +164,12 @@ inline bool Weigh(SoftmaxState* state, int rows, float* scores, float* decay) {
 }
 
 template <typename T>
-inline void ScoreTile(const float* q, const T* keys, int rows, int d, NextTile ahead, float* scores) {
+inline void ScoreTile(const float* q, const T* keys, int rows, int d, NextTile next,
+                      float* scores) {
   for (int r = 0; r < rows; r += kAttentionRows) {
     const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
-    ScoreRowsOf<kAttentionRows>(count, q + r * d, keys, d, ahead, scores + kKeyTile * r);
-    ahead.step = 0;
+    ScoreRowsOf<kAttentionRows>(count, q + r * d, keys, d, next, scores + kKeyTile * r);
+    next.step = 0;
   }
 }
 
@@ -194,13 +193,13 @@ inline void HideKeys(const AttentionArgs& args, int first_key, float* scores) {
 
 template <typename T>
 inline void AddValues(const float* weights, const float* decay, const T* values, int rows,
-                      int num_keys, int d, NextTile ahead, SoftmaxState* state) {
+                      int num_keys, int d, NextTile next, SoftmaxState* state) {
   for (int r = 0; r < rows; r += kAttentionRows) {
     const int count = rows - r < kAttentionRows ? rows - r : kAttentionRows;
     ValueRowsOf<kAttentionRows>(count, weights + kKeyTile * r,
-                                decay == nullptr ? nullptr : decay + r, values, num_keys, d, ahead,
+                                decay == nullptr ? nullptr : decay + r, values, num_keys, d, next,
                                 state->values + r * d);
-    ahead.step = 0;
+    next.step = 0;
   }
 }
 
@@ -324,9 +323,9 @@ inline void Attention(const AttentionArgs& args) {
            args.head_offset;
   };
   const auto score = [&](int i) {
-    const NextTile ahead{head_of(i + 1), i < last_tile ? line : 0};
+    const NextTile next{head_of(i + 1), i < last_tile ? line : 0};
     WithNumbers(args, head_of(i), &work, [&](auto keys) {
-      ScoreTile(work.q, keys, work.rows, args.d, ahead, work.scores[i % 2]);
+      ScoreTile(work.q, keys, work.rows, args.d, next, work.scores[i % 2]);
     });
   };
   // Scores are one tile ahead of the values, so that the maximum and the exponentials of one tile,
@@ -339,9 +338,10 @@ inline void Attention(const AttentionArgs& args) {
     alignas(64) float decay[kAttentionTileRows];
     const bool moved = Weigh(&work.state, work.rows, scores, decay);
     const int left = last - tile * kKeyTile + 1, num_keys = left < kKeyTile ? left : kKeyTile;
-    const NextTile ahead{head_of(tile + 1) + part_bytes, tile < last_tile ? line : 0};
+    const NextTile next{head_of(tile + 1) + part_bytes, tile < last_tile ? line : 0};
     WithNumbers(args, head_of(tile) + part_bytes, &work, [&](auto values) {
-      AddValues(scores, moved ? decay : nullptr, values, work.rows, num_keys, args.d, ahead, &work.state);
+      AddValues(scores, moved ? decay : nullptr, values, work.rows, num_keys, args.d, next,
+                &work.state);
     });
     const bool split_ends = tile == last_tile || (tile + 1) % kSplitTiles == 0;
     if (split_ends && args.split < 0) EndSplit(args, &work);

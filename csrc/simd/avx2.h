@@ -196,7 +196,8 @@ OSSIA_INLINE __m256 PowerOfTwo8(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) { return {PowerOfTwo8(n.a), PowerOfTwo8(n.b)}; }
-// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of it.
+// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of
+// it.
 OSSIA_INLINE __m256 AddExponent8(__m256 x, __m256i n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n, 23)));
 }

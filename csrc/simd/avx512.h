@@ -160,10 +160,11 @@ OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) {
   return {
       _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
 }
-// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of it.
+// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of
+// it.
 OSSIA_INLINE F32x16 AddExponent(F32x16 x, I32x16 n) {
-  return {_mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(n.v, 23)))};
+  return {
+      _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(n.v, 23)))};
 }
 // Lanes that fit a signed byte, into 16 bytes.
 OSSIA_INLINE void StoreI8(I32x16 a, int8_t* p) {

@@ -217,7 +217,8 @@ OSSIA_INLINE F32x16 PowerOfTwo(I32x16 n) {
   OSSIA_LANES b.v[i] = FloatOfBits((static_cast<uint32_t>(n.v[i]) + 127u) << 23);
   return b;
 }
-// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of it.
+// x * 2^n where both are normal numbers; a NaN stays if n is INT32_MIN, which RoundToI32 made of
+// it.
 OSSIA_INLINE F32x16 AddExponent(F32x16 x, I32x16 n) {
   OSSIA_LANES x.v[i] = FloatOfBits(BitsOf(x.v[i]) + (static_cast<uint32_t>(n.v[i]) << 23));
   return x;
