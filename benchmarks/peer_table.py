@@ -12,7 +12,7 @@ it takes. How many are left out is told.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,7 @@ Key = tuple[str, int, int]
 """Kind, depth or tokens, sequences: what is compared."""
 
 ENGINES = ("ossia", "llama.cpp")
+HEAD = ("", *ENGINES, "ratio", "of read bandwidth")
 _DENSE_BITS = 8.5
 _EXPERT_BITS = 4.25
 DISTURBED = 0.1
@@ -54,7 +55,7 @@ def summary(samples: Sequence[Sample], config: ModelConfig) -> list[dict[str, An
     for sample in samples:
         if (key := _key(sample)) is not None:
             rounds[key][sample["engine"]][sample["round"]].append(sample)
-    return [_entry(key, rounds[key], config) for key in sorted(rounds, key=_order)]
+    return sorted((_entry(key, rounds[key], config) for key in rounds), key=row_order)
 
 
 def _entry(
@@ -85,14 +86,11 @@ def _entry(
         )
     if kind == "decode":
         needed = bytes_per_token(config, size) / 1e9
-        shares = [
-            _value(sample) * needed / sample["read_gb_per_s"]
-            for many in engines["ossia"].values()
-            for sample in many
-            if sample["read_gb_per_s"]
-        ]
-        if shares:
+        probed = [s for many in engines["ossia"].values() for s in many if s["read_gb_per_s"]]
+        if probed:
+            shares = [_value(sample) * needed / sample["read_gb_per_s"] for sample in probed]
             entry["share of read bandwidth"] = _spread(shares)
+            entry["read GB/s"] = _spread([sample["read_gb_per_s"] for sample in probed])
     return entry
 
 
@@ -118,11 +116,6 @@ def _key(sample: Sample) -> Key | None:
             return None
 
 
-def _order(key: Key) -> tuple[int, int, int]:
-    kinds = ("prefill", "decode", "batch", "memory", "first token")
-    return kinds.index(key[0]), key[1], key[2]
-
-
 def _value(sample: Sample) -> float:
     match sample["kind"]:
         case "memory":
@@ -139,18 +132,22 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 def rows(found: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """The cells of the table, its head first."""
-    yield ["", *ENGINES, "ratio", "of read bandwidth"]
-    for entry in found:
-        scale, digits = {"bytes": (2**-30, 2), "s": (1.0, 2)}.get(entry["unit"], (1.0, 1))
-        yield [
-            _name(entry),
-            *(_cell(entry.get(name), scale, digits) for name in ENGINES),
-            _cell(entry.get("ratio"), 1.0, 2),
-            _cell(entry.get("share of read bandwidth"), 100.0, 0, " %"),
-        ]
+    yield list(HEAD)
+    yield from map(cells, found)
 
 
-def _name(entry: Mapping[str, Any]) -> str:
+def cells(entry: Mapping[str, Any]) -> list[str]:
+    """Those of one entry of `summary`, as many as `HEAD` has."""
+    scale, digits = {"bytes": (2**-30, 2), "s": (1.0, 2)}.get(entry["unit"], (1.0, 1))
+    share = _cell(entry.get("share of read bandwidth"), 100.0, 0, " %")
+    if "read GB/s" in entry:
+        share += f" of {entry['read GB/s'][0]:.1f} GB/s"
+    engines = (_cell(entry.get(name), scale, digits) for name in ENGINES)
+    return [row_name(entry), *engines, _cell(entry.get("ratio"), 1.0, 2), share]
+
+
+def row_name(entry: Mapping[str, Any]) -> str:
+    """What was measured, and its unit."""
     size, sequences = entry["size"], entry["sequences"]
     return {
         "prefill": f"prefill {size}, tokens/s",
@@ -161,6 +158,12 @@ def _name(entry: Mapping[str, Any]) -> str:
     }[entry["kind"]]
 
 
+def row_order(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Where it stands in the table, as a key to sort by."""
+    kinds = ("prefill", "decode", "batch", "memory", "first token")
+    return kinds.index(entry["kind"]), entry["size"], entry["sequences"]
+
+
 def _cell(spread: Sequence[float] | None, scale: float, digits: int, unit: str = "") -> str:
     if spread is None:
         return "–"
@@ -168,8 +171,8 @@ def _cell(spread: Sequence[float] | None, scale: float, digits: int, unit: str =
     return f"{middle}{unit}" if least == greatest else f"{middle}{unit} ({least}–{greatest})"
 
 
-def table(cells: Iterator[list[str]]) -> str:
-    """Markdown, padded so that it reads as text."""
+def table(cells: Iterable[list[str]]) -> str:
+    """Markdown, padded so that it reads as text; the first line is its head."""
     lines = list(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])

@@ -6,8 +6,9 @@ the other, round by round.
 Prefill, decode at depths, batched decode, peak resident memory, and the time from process start to
 the first token with the file in the page cache. Every round starts both engines anew, in turns. The
 table shows medians and ranges, its ratios compare the two within a round; all samples go with the
-machine's description to benchmarks/results/. LLAMA-PYTHON is an interpreter with llama-cpp-python
-(built for this processor: CMAKE_ARGS=-DGGML_NATIVE=ON) and gguf. Linux only.
+machine's description to benchmarks/results/, after each round, so that a run that is stopped keeps
+those it finished. LLAMA-PYTHON is an interpreter with llama-cpp-python (built for this processor:
+CMAKE_ARGS=-DGGML_NATIVE=ON) and gguf. Linux only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ossia.cli.machine import Machine
 from ossia.errors import OssiaError, UsageError
 
 _HERE = Path(__file__).resolve().parent
+COMMAND = "python benchmarks/peers.py"
 _READ_BYTES = 1 << 24
 _QUIET_SECONDS = 3.0
 
@@ -63,7 +65,8 @@ class Peer:
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options = command_line().parse_args()
+    record, status = Record(options), 0
     try:
         _check(options)
         files = ModelFiles(
@@ -73,35 +76,22 @@ def main() -> int:
         )
         peers = list(_peers(options, files))
         plan = _plan(options)
-        samples = [
-            {"engine": peer.name, "round": number, **sample}
-            for number in range(options.rounds)
-            for peer in (peers if number % 2 == 0 else peers[::-1])
-            for sample in _run(
-                peer,
-                plan,
-                peers,
-                f"round {number + 1} of {options.rounds}, {peer.name}",
-                options.wait_quiet,
-            )
-        ]
+        for number in range(options.rounds):
+            record.add(_round(number, options, plan, peers))
     except OssiaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except KeyboardInterrupt:
-        print("\nstopped; nothing was saved.", file=sys.stderr)
-        return 130
-    config = shape_config(options.shape, options.layers)
-    found = summary(samples, config)
-    print(table(rows(found)))
-    for line in agreement(samples):
-        print(line)
-    if options.save:
-        print(f"saved: {_save(options, samples, found)}")
-    return 0
+        kept = "" if record.rounds else "; no round was finished, nothing is kept"
+        print(f"\nstopped{kept}.", file=sys.stderr)
+        status = 130
+    if record.rounds:
+        record.show()
+    return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Every option and its default."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,6 +177,23 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 # -- Running ------------------------------------------------------------------------------------
+
+
+def _round(
+    number: int, options: argparse.Namespace, plan: Plan, peers: Sequence[Peer]
+) -> list[Sample]:
+    """Both engines once, the other one first in every second round."""
+    return [
+        {"engine": peer.name, "round": number, **sample}
+        for peer in (peers if number % 2 == 0 else peers[::-1])
+        for sample in _run(
+            peer,
+            plan,
+            peers,
+            f"round {number + 1} of {options.rounds}, {peer.name}",
+            options.wait_quiet,
+        )
+    ]
 
 
 def _run(
@@ -293,25 +300,76 @@ def _forget(files: Sequence[Path]) -> None:
 # -- Keeping ------------------------------------------------------------------------------------
 
 
-def _save(options: argparse.Namespace, samples: Sequence[Sample], found: Any) -> Path:
-    now = datetime.now().astimezone()
-    values = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        "command": _command(),
-        "machine": asdict(Machine.describe()),
-        "model": {
-            "shape": options.shape,
-            "layers": shape_config(options.shape, options.layers).num_hidden_layers,
-        },
-        "summary": found,
-        "samples": samples,
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"peers-{now:%Y-%m-%d-%H%M}.json"
-    path.write_text(_json_lines(values), encoding="utf-8")
-    return path
+class Record:
+    """The rounds that are finished, in a file that is whole whenever the run ends."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._started = datetime.now().astimezone()
+        self._commit = _git("rev-parse", "HEAD")
+        self._changed_files = len(
+            _git("status", "--porcelain", "--untracked-files=no").splitlines()
+        )
+        self._machine = Machine.describe()
+        self._samples: list[Sample] = []
+        self._saved = ""
+        self.rounds = 0
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """A finished round. Raises UsageError where it cannot be written; those before it stay."""
+        self._samples += samples
+        self.rounds += 1
+        if not self._options.save:
+            return
+        folder: Path = self._options.results
+        path = folder / f"peers-{self._started:%Y-%m-%d-%H%M}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(path, _json_lines(self._values()))
+        except OSError as failure:
+            raise UsageError(
+                f"{path}: round {self.rounds} cannot be saved ({failure.strerror}); make room, or "
+                "name another folder with --results."
+            ) from failure
+        self._saved = f"{path}, {self.rounds} of {self._options.rounds} rounds"
+
+    def show(self) -> None:
+        """The table, what casts doubt on it, and where its samples are."""
+        print(table(rows(self._summary())))
+        for line in agreement(self._samples):
+            print(line)
+        if self._saved:
+            print(f"saved: {self._saved}")
+
+    def _summary(self) -> list[dict[str, Any]]:
+        return summary(self._samples, shape_config(self._options.shape, self._options.layers))
+
+    def _values(self) -> dict[str, Any]:
+        options = self._options
+        return {
+            "date": self._started.isoformat(timespec="seconds"),
+            "commit": self._commit,
+            "changed_files": self._changed_files,
+            "command": _command(),
+            "rounds": {"finished": self.rounds, "asked": options.rounds},
+            "machine": asdict(self._machine),
+            "model": {
+                "shape": options.shape,
+                "layers": shape_config(options.shape, options.layers).num_hidden_layers,
+            },
+            "summary": self._summary(),
+            "samples": self._samples,
+        }
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file is either the one before or the new one, never half of it."""
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _json_lines(values: Mapping[str, Any]) -> str:
@@ -329,7 +387,7 @@ def _json_lines(values: Mapping[str, Any]) -> str:
 def _command() -> str:
     """As it was typed, but for folders, which mean nothing on another machine."""
     words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
-    return " ".join(["python benchmarks/peers.py", *words])
+    return " ".join([COMMAND, *words])
 
 
 def _git(*words: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from peer_table import agreement, bytes_per_token, rows, summary, table
+from peer_table import agreement, bytes_per_token, cells, rows, summary, table
 from random_model import SHAPES
 
 CONFIG = SHAPES["20b"]
@@ -58,6 +58,8 @@ def test_share_of_the_bandwidth_probed_beside_each_window():
     samples = [decode("ossia", 0, 0.4, read_gb_per_s=gb) for gb in (25.648, 51.296, 30.0)]
     (entry,) = summary(samples, CONFIG)
     assert entry["share of read bandwidth"] == pytest.approx([0.855, 0.5, 1.0], abs=1e-3)
+    assert entry["read GB/s"] == [30.0, 25.648, 51.296]
+    assert cells(entry)[-1] == "85 % (50–100) of 30.0 GB/s"
 
 
 def test_peak_memory_is_the_largest_with_one_sequence():

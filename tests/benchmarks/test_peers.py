@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import peers
@@ -13,6 +16,7 @@ import random_model
 from peer_ossia import OssiaEngine
 from peer_plan import Plan
 
+from ossia.errors import UsageError
 from ossia.model.selftest import plain_logits
 from ossia.model.writer import write_checkpoint
 from random_models import tiny_config
@@ -74,12 +78,92 @@ def test_the_whole_script(checkpoint, monkeypatch, tmp_path, capsys):
     saved = json.loads(text)
     assert saved["model"] == {"shape": "20b", "layers": 2}
     assert saved["machine"]["cores"] >= 1
+    assert saved["rounds"] == {"finished": 2, "asked": 2}
+    assert [path.name for path in results.iterdir()] == [path.name]
     kinds = [(s["round"], s["kind"]) for s in saved["samples"]]
     # Two windows at each of two depths in each round, and one prompt.
     assert [kinds.count((n, "decode")) for n in range(2)] == [4, 4]
     assert [kinds.count((n, "prefill")) for n in range(2)] == [1, 1]
     first = [s for s in saved["samples"] if s["kind"] == "first token"]
     assert all(0.05 < s["seconds"] < 60 for s in first)
+
+
+SAMPLE = {"kind": "prefill", "tokens": 512, "seconds": 2.0}
+
+
+def stop_in_round(monkeypatch, number, failure):
+    """Rounds of two samples, of which round `number` fails after the first."""
+
+    def samples(peer, plan, all_peers, label, patience):
+        yield SAMPLE
+        if label.startswith(f"round {number} "):
+            raise failure
+        yield SAMPLE
+
+    monkeypatch.setattr(peers, "_run", samples)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "told"),
+    [
+        (KeyboardInterrupt(), 130, "\nstopped"),
+        (UsageError("ossia: it broke."), 2, "error: ossia: it broke."),
+    ],
+    ids=["interrupt", "error"],
+)
+def test_a_run_that_stops_keeps_its_finished_rounds(
+    checkpoint, monkeypatch, tmp_path, capsys, failure, status, told
+):
+    monkeypatch.setitem(random_model.SHAPES, "20b", CONFIG)
+    results = tmp_path / "results"
+    where = ("--folder", checkpoint.parent, "--results", results, "--only", "ossia")
+
+    stop_in_round(monkeypatch, 1, failure)
+    assert run(monkeypatch, *where) == status
+    assert capsys.readouterr().out == ""
+    assert not results.exists()
+
+    stop_in_round(monkeypatch, 3, failure)
+    assert run(monkeypatch, *where, "--rounds", 5) == status
+    printed = capsys.readouterr()
+    assert printed.err.startswith(told)
+    (path,) = results.iterdir()
+    assert f"saved: {path}, 2 of 5 rounds" in printed.out
+    assert "| prefill 512, tokens/s | 256.0 |" in printed.out
+    saved = json.loads(path.read_text())
+    assert saved["rounds"] == {"finished": 2, "asked": 5}
+    assert [sample["round"] for sample in saved["samples"]] == [0, 0, 1, 1]
+    assert saved["summary"][0]["ossia"] == [256.0] * 3
+
+
+def test_results_that_cannot_be_written_are_one_sentence(checkpoint, monkeypatch, tmp_path, capsys):
+    """And what was measured is shown all the same; what was written before stays."""
+    monkeypatch.setitem(random_model.SHAPES, "20b", CONFIG)
+    stop_in_round(monkeypatch, 0, None)
+    where = ("--folder", checkpoint.parent, "--only", "ossia", "--rounds", 2)
+    results = tmp_path / "results"
+    write, fails = Path.write_text, {2}
+
+    def full(path, text, **how):
+        if path.parent == results and json.loads(text)["rounds"]["finished"] in fails:
+            write(path, text[:10], **how)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, **how)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert run(monkeypatch, *where, "--results", results) == 2
+    printed = capsys.readouterr()
+    assert re.search(r"^error: .*: round 2 cannot be saved \(No space left on dev", printed.err)
+    (path,) = results.iterdir()
+    assert f"saved: {path}, 1 of 2 rounds" in printed.out
+    assert json.loads(path.read_text())["rounds"]["finished"] == 1
+
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, *where, "--results", tmp_path / "file") == 2
+    printed = capsys.readouterr()
+    assert "round 1 cannot be saved" in printed.err
+    assert "saved" not in printed.out
+    assert "| prefill 512" in printed.out
 
 
 @pytest.mark.parametrize(
