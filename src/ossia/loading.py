@@ -163,10 +163,11 @@ def small_pages(tensor: HostTensor) -> None:
 
 def parse_size(size: int | str) -> int:
     """Bytes: a number of them, or a text such as 6GB, 500MB or 6GiB. Raises UsageError."""
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         return size
     units = {"": 1, "mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", size.strip().lower())
+    text = size.strip().lower() if isinstance(size, str) else ""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", text)
     if found is None or found[2] not in units:
         raise UsageError(
             "expert_memory (--expert-memory) takes a size such as 6GB or 500MB, or auto; got "

@@ -16,7 +16,7 @@ from ossia.cli.main import run
 from ossia.engine.config import EngineConfig
 from ossia.engine.machine_memory import MachineMemory
 from ossia.errors import UnsupportedError, UsageError
-from ossia.loading import open_model
+from ossia.loading import open_model, parse_size
 from support import trained_tokenizer_json, write_tokenizer_json
 
 
@@ -108,8 +108,23 @@ def test_paging_where_a_model_does_not_fit(large: Path, machine, capsys) -> None
     machine(32)
     assert run(["chat", "--memory", "--model", str(large), "--expert-memory", "3GB"]) == 0
     assert "3.0 GB  experts in MXFP4, those used last" in capsys.readouterr().out
-    assert run(["chat", "hi", "--expert-memory", "some"]) == 2
-    assert "6GB or 500MB, or auto; got 'some'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["some", "", "-1GB", "1K", "9" * 400, True, 1.5, []], ids=str)
+def test_sizes_that_are_none(capsys, size) -> None:
+    with pytest.raises(UsageError, match=r"such as 6GB or 500MB, or auto; got ") as caught:
+        parse_size(size)
+    assert str(caught.value).endswith(f"; got {size!r}.")
+    if isinstance(size, str):
+        assert run(["chat", "hi", f"--expert-memory={size}"]) == 2
+        assert f"got {size!r}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "99999999999GB"])
+def test_sizes_that_no_model_can_have(capsys, size) -> None:
+    assert run(["chat", "hi", "--expert-memory", size]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "whole number of bytes, from 1 to" in line
 
 
 def test_a_paged_model_answers_as_one_in_memory(capsys) -> None:

@@ -55,8 +55,10 @@ def test_settings_that_this_machine_cannot_have():
         NativeKernels(instruction_set="sse2")
     with pytest.raises(UsageError, match="int8 or bf16; got 'fp8'"):
         NativeKernels(dense_dtype="fp8")
-    for threads in (0, -1, CORES + 1):
-        with pytest.raises(UsageError, match=rf"from 1 to {CORES}.*got {threads}"):
+    with pytest.raises(UsageError, match="True or False; got 'no'"):
+        NativeKernels(exact="no")
+    for threads in (0, -1, CORES + 1, 10**9, 10**30, True, False, 1.5, float("nan"), "1"):
+        with pytest.raises(UsageError, match=rf"whole number from 1 to {CORES}.*got {threads!r}"):
             NativeKernels(num_threads=threads)
     assert NativeKernels().num_threads == CORES
     assert NativeKernels().instruction_set == SETS[-1]

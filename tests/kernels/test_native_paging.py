@@ -234,7 +234,14 @@ def test_kernels_outlive_the_weights_that_they_paged(tmp_path):
     assert all((array == 7).all() for array in taken)
 
 
-@pytest.mark.parametrize("budget", [0, -1])
-def test_budgets_without_a_byte_are_refused(budget):
-    with pytest.raises(UsageError, match=f"at least 1; got {budget}"):
+@pytest.mark.parametrize("budget", [0, -1, 1.5, float("nan"), 2**63, 10**30, True, "6GB"], ids=repr)
+def test_budgets_that_are_no_number_of_bytes_are_refused(budget):
+    words = rf"expert_bytes .* whole number of bytes, from 1 to {2**63 - 1}; got {budget!r}\.$"
+    with pytest.raises(UsageError, match=words.replace("+", r"\+")) as caught:
         NativeKernels(num_threads=1, expert_bytes=budget)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("budget", [1, np.int64(1), 2**63 - 1], ids=repr)
+def test_budgets_at_the_limits_are_taken(budget):
+    assert NativeKernels(num_threads=1, expert_bytes=budget).paged_experts()["misses"] == 0

@@ -43,6 +43,8 @@ _PACK_CHUNK_BYTES = 64 << 20
 
 _ANGLES_CHUNK = 4096  # positions whose angles are worked out at once: 3 MB of float64
 
+_MOST_BYTES = 2**63 - 1  # what the extension counts bytes with is an int64
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -74,6 +76,11 @@ def _op(
                 ) from None
 
     return locked
+
+
+def _is_integer(value: object) -> bool:
+    """True and False are none: they were meant for another argument."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _described(value: object) -> str:
@@ -119,11 +126,20 @@ class NativeKernels:
             )
         if dense_dtype not in DENSE_DTYPES:
             raise UsageError(f"dense_dtype takes int8 or bf16; got {dense_dtype!r}.")
+        if not isinstance(exact, bool):
+            raise UsageError(f"exact takes True or False; got {exact!r}.")
         cores = usable_cores()
-        if num_threads is not None and not 1 <= num_threads <= cores:
+        if num_threads is not None and not (_is_integer(num_threads) and 1 <= num_threads <= cores):
             raise UsageError(
-                f"The number of threads must be from 1 to {cores}, the cores this process may use; "
-                f"got {num_threads}."
+                f"The number of threads must be a whole number from 1 to {cores}, the cores this "
+                f"process may use; got {num_threads!r}."
+            )
+        if expert_bytes is not None and not (
+            _is_integer(expert_bytes) and 1 <= expert_bytes <= _MOST_BYTES
+        ):
+            raise UsageError(
+                "expert_bytes (--expert-memory) must be a whole number of bytes, from 1 to "
+                f"{_MOST_BYTES}; got {expert_bytes!r}."
             )
         self.exact = exact
         self.num_threads = num_threads or cores
@@ -131,8 +147,6 @@ class NativeKernels:
         self._context = _native.Context(instruction_set, self.num_threads, exact)
         self._pages_experts = expert_bytes is not None
         if expert_bytes is not None:
-            if expert_bytes < 1:
-                raise UsageError(f"expert_bytes must be at least 1; got {expert_bytes}.")
             self._context.set_pager(expert_bytes)
         self._quantises_dense = not exact and dense_dtype == "int8"
         self._angles: dict[Rope, _Angles] = {}
