@@ -310,7 +310,8 @@ inline void Attention(const AttentionArgs& args) {
   BeginAttention(args, &work);
   const int first = args.first_position, last = first + args.num_tokens - 1;
   const int first_visible = args.window == 0 || first < args.window ? 0 : first - args.window + 1;
-  int tile = first_visible / kKeyTile, last_tile = last / kKeyTile;
+  const int very_last = last / kKeyTile;
+  int tile = first_visible / kKeyTile, last_tile = very_last;
   constexpr int kSplitTiles = kSplitKeys / kKeyTile;
   if (args.split >= 0) {
     if (tile < args.split * kSplitTiles) tile = args.split * kSplitTiles;
@@ -319,13 +320,15 @@ inline void Attention(const AttentionArgs& args) {
   const int line = args.f32_cache ? 128 : 64;
   const int64_t part_bytes = int64_t{line} * args.d;  // the keys of a block, or its values
   const auto head_of = [&](int i) {
-    return args.cache + args.block_table[i <= last_tile ? i : last_tile] * args.block_bytes +
-           args.head_offset;
+    return args.cache + args.block_table[i] * args.block_bytes + args.head_offset;
+  };
+  // Behind the last tile of a split comes the next split, which is mostly what a thread does next.
+  const auto after = [&](int i) {
+    return NextTile{head_of(i < very_last ? i + 1 : i), i < very_last ? line : 0};
   };
   const auto score = [&](int i) {
-    const NextTile next{head_of(i + 1), i < last_tile ? line : 0};
     WithNumbers(args, head_of(i), &work, [&](auto keys) {
-      ScoreTile(work.q, keys, work.rows, args.d, next, work.scores[i % 2]);
+      ScoreTile(work.q, keys, work.rows, args.d, after(i), work.scores[i % 2]);
     });
   };
   // Scores are one tile ahead of the values, so that the maximum and the exponentials of one tile,
@@ -338,7 +341,8 @@ inline void Attention(const AttentionArgs& args) {
     alignas(64) float decay[kAttentionTileRows];
     const bool moved = Weigh(&work.state, work.rows, scores, decay);
     const int left = last - tile * kKeyTile + 1, num_keys = left < kKeyTile ? left : kKeyTile;
-    const NextTile next{head_of(tile + 1) + part_bytes, tile < last_tile ? line : 0};
+    NextTile next = after(tile);
+    next.at += part_bytes;
     WithNumbers(args, head_of(tile) + part_bytes, &work, [&](auto values) {
       AddValues(scores, moved ? decay : nullptr, values, work.rows, num_keys, args.d, next,
                 &work.state);
