@@ -21,20 +21,31 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SETS = _native.instruction_sets()
 # cmake and ninja of the environment before those of the system.
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+HANGS, SANITIZED = 100, 350
+"""Seconds after which a test with the sanitized extension hangs, and all of them together do: below
+the 600 of any test here, whose building comes first."""
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, "PATH": PATH, **environment},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command[0]}: {(done.stdout + done.stderr)[-4000:]}"
-    return done.stdout
+def run(*command: str | Path, timeout: float = 500, **environment: str) -> str:
+    """What it prints. Fails with what it said where it fails or takes longer than `timeout` s."""
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**os.environ, "PATH": PATH, **environment},
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        said = _end(late.stdout) + _end(late.stderr)
+        pytest.fail(f"{command[0]} was not done after {timeout:g} s; it said so far: {said}")
+    assert done.returncode == 0, f"{command[0]}: {_end(done.stdout) + _end(done.stderr)}"
+    return done.stdout.decode()
+
+
+def _end(said: bytes | None) -> str:
+    return (said or b"").decode(errors="replace")[-16_000:]  # stacks of several threads are long
 
 
 def built(name: str, *options: str, target: str = "ossia_digest") -> Path:
@@ -138,6 +149,14 @@ def test_the_sanitizers_find_nothing(sanitizers):
         assert digests(run(folder / "ossia_digest", name, "1", "2")) == expected
 
 
+def test_a_command_that_hangs_tells_what_it_said():
+    code = "import sys, time; print('one', flush=True); sys.stderr.write('two'); time.sleep(60)"
+    with pytest.raises(pytest.fail.Exception, match=r"not done after 2 s; .*one\ntwo$"):
+        run(sys.executable, "-c", code, timeout=2)
+    with pytest.raises(AssertionError, match=r"one\s+two\n"):
+        run(sys.executable, "-c", code.replace("time.sleep(60)", "sys.exit(3)"))
+
+
 # Puts another build of the extension in the place of the installed one and runs tests with it.
 WITH_EXTENSION = """
 import importlib.util, sys
@@ -166,9 +185,12 @@ def test_the_extension_under_the_address_sanitizer():
     files.append(ROOT / "tests/kernels/test_native.py")
     # Not the slowest; and no processes that would have to load the sanitizer first.
     chosen = "not whole_vocabulary and not fork"
-    pytest_options = ("-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen)
+    # Should one of them hang, its name and the stack of every thread are told.
+    told = ("-v", "-o", f"faulthandler_timeout={HANGS}")
+    pytest_options = (*told, "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen)
     text = run(
-        *(sys.executable, "-c", WITH_EXTENSION, extension, *pytest_options, *files),
+        *(sys.executable, "-u", "-c", WITH_EXTENSION, extension, *pytest_options, *files),
+        timeout=SANITIZED,
         LD_PRELOAD=" ".join(libraries),
         ASAN_OPTIONS="detect_leaks=0",  # Python frees little at its end
         PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
