@@ -16,6 +16,7 @@ from ossia.cli.main import run
 from ossia.engine.config import EngineConfig
 from ossia.engine.machine_memory import MachineMemory
 from ossia.errors import UnsupportedError, UsageError
+from ossia.kernels.cores import usable_cores
 from ossia.loading import open_model, parse_size
 from support import trained_tokenizer_json, write_tokenizer_json
 
@@ -118,6 +119,20 @@ def test_sizes_that_are_none(capsys, size) -> None:
     if isinstance(size, str):
         assert run(["chat", "hi", f"--expert-memory={size}"]) == 2
         assert f"got {size!r}." in capsys.readouterr().err
+
+
+def test_a_hot_set_too_small_for_the_model(capsys) -> None:
+    for command in (["chat", "hi"], ["bench"], ["generate", "--prompt", "2", "--memory"]):
+        assert run([*command, "--expert-memory", "1"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "(--expert-memory) must be at least 0.4 MB for this model" in line
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1000"])
+def test_threads_that_this_machine_does_not_have(capsys, threads) -> None:
+    assert run(["generate", "--prompt", "2", f"--threads={threads}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"whole number from 1 to {usable_cores()}" in line and f"got {threads}." in line
 
 
 @pytest.mark.parametrize("size", ["0", "99999999999GB"])

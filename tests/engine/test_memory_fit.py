@@ -104,6 +104,18 @@ def test_paging_leaves_to_the_experts_what_the_rest_does_not_need(checkpoint: Ch
     assert request(checkpoint, 8 * GB, reference).paged(ONE) is None
 
 
+def test_a_hot_set_holds_what_four_layers_take_for_a_token(checkpoint: Checkpoint) -> None:
+    """Less would be used all the same, and the plan would not say so."""
+    least = 4 * 4 * (3 * 2880 * 2880 * 17 // 32 + 3 * 2880 * 4)  # 4.25 bits a weight; biases
+    enough = request(checkpoint, 32 * GB, replace(INT8, expert_bytes=least)).fit(ONE)
+    assert any(item.bytes == least for item in enough.plan.items)
+    words = r"at least 212\.1 MB .*; got 1e-06 MB\.$"
+    with pytest.raises(UsageError, match=words):
+        request(checkpoint, 32 * GB, replace(INT8, expert_bytes=1)).fit(ONE)
+    with pytest.raises(UsageError, match=r"; got 212\.06 MB\.$"):
+        request(checkpoint, None, replace(INT8, expert_bytes=least - 1)).fit(ONE)
+
+
 def test_a_context_beyond_the_model_is_wrong_usage(checkpoint: Checkpoint) -> None:
     with pytest.raises(UsageError, match="131072"):
         request(checkpoint, 32 * GB).fit(replace(ONE, max_model_len=200_000))

@@ -121,6 +121,8 @@ def test_settings_of_native():
         ({"threads": 10_000}, f"from 1 to {usable_cores()}, the cores.*got 10000"),
         ({"threads": 0}, "from 1 to"),
         ({"dense_dtype": "int4"}, "int8 or bf16; got 'int4'"),
+        ({"dense_dtype": ""}, "int8 or bf16; got ''"),
+        ({"instruction_set": ""}, "instruction sets auto, scalar.*got ''"),
         ({"instruction_set": "amx"}, "instruction sets auto, scalar.*got 'amx'"),
         ({"exact": True, "dense_dtype": "int8"}, "--exact.*cannot be int8"),
     ],

@@ -34,7 +34,7 @@ KernelsOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, help="Of the native kernels. Default: all cores this process may use."
+        "--threads", help="Of the native kernels. Default: all cores this process may use."
     ),
 ]
 ExactOption = Annotated[

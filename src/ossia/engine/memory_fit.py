@@ -6,6 +6,7 @@ Refused before anything is loaded: a process beyond its memory is killed, or the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -58,8 +59,10 @@ class MemoryRequest:
 
     def fit(self, config: EngineConfig) -> Fit:
         """`config` where it fits; else with a cache as large as can be, which holds at least the
-        context asked for, or LEAST_CONTEXT where none was.
+        context asked for, or LEAST_CONTEXT where none was. Raises UsageError for a hot set that is
+        smaller than what is in use at a time, which the plan would not tell.
         """
+        self._require_hot_layers()
         whole = self.planned(config)
         if self.usable is None or whole.total <= self.usable:
             return Fit(config, whole)
@@ -80,12 +83,25 @@ class MemoryRequest:
         resident = replace(self.kernels, expert_bytes=0)
         rest = replace(self, kernels=resident).planned(config).total
         expert_bytes = int(self.usable * _PAGING_SHARE) - rest
-        model = self.checkpoint.config
-        per_layer = model.num_experts_per_tok * mxfp4_expert_bytes(model)
-        if expert_bytes < _LEAST_HOT_LAYERS * per_layer:
+        if expert_bytes < self._least_expert_bytes:
             return None
         paged = replace(self, kernels=replace(self.kernels, expert_bytes=expert_bytes))
         return Fit(config, paged.planned(config), shortened=True), expert_bytes
+
+    @property
+    def _least_expert_bytes(self) -> int:
+        model = self.checkpoint.config
+        layers = min(_LEAST_HOT_LAYERS, model.num_hidden_layers)
+        return layers * model.num_experts_per_tok * mxfp4_expert_bytes(model)
+
+    def _require_hot_layers(self) -> None:
+        given, least = self.kernels.expert_bytes, self._least_expert_bytes
+        if given is not None and given < least:
+            raise UsageError(
+                f"expert_memory (--expert-memory) must be at least {math.ceil(least / 1e5) / 10} "
+                f"MB for this model, room for the experts of one token in {_LEAST_HOT_LAYERS} "
+                f"layers; got {given / 1e6:g} MB."
+            )
 
     def _least_context(self, config: EngineConfig) -> int:
         longest = self.checkpoint.config.max_position_embeddings

@@ -150,8 +150,8 @@ def _native(
     return NativeKernels(
         num_threads=threads,
         exact=exact,
-        dense_dtype=dense_dtype or DENSE_DTYPES[0],
-        instruction_set=instruction_set or "auto",
+        dense_dtype=DENSE_DTYPES[0] if dense_dtype is None else dense_dtype,
+        instruction_set="auto" if instruction_set is None else instruction_set,
         expert_bytes=expert_bytes,
     )
 
