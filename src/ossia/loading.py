@@ -6,15 +6,10 @@ What can be refused is refused here, in a second and without touching the weight
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ossia.engine.config import EngineConfig
 from ossia.engine.machine_memory import MachineMemory, ProcessMemory
@@ -23,7 +18,7 @@ from ossia.engine.memory_plan import KernelMemory, MemoryPlan
 from ossia.errors import TokenizerError, UnsupportedError, UsageError
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels.choose import choose_kernels, refuse_large
-from ossia.kernels.interface import HostTensor, Kernels, Part
+from ossia.kernels.interface import Kernels
 from ossia.model.checkpoint import Checkpoint, open_checkpoint
 from ossia.model.config import ModelConfig
 from ossia.model.hub import resolve_model
@@ -88,7 +83,6 @@ class OpenedModel:
         """
         if self.refusal:
             raise UnsupportedError(self.refusal)
-        small_pages(self.checkpoint.part(Part.EMBEDDING, None)["weight"])
         return prepare_weights(
             self.architecture, self.kernels, self.checkpoint.part, progress=progress
         )
@@ -141,24 +135,6 @@ def open_model(
                 model_bytes=checkpoint.total_bytes, expert_bytes=expert_bytes
             )
     return _opened(str(model), checkpoint, kernels, reason, vocabulary, machine, fitted)
-
-
-def small_pages(tensor: HostTensor) -> None:
-    """Ask that the pages of a mapped tensor be mapped one by one. Linux else maps 2 MB where a row
-    of the embedding is touched: a few hundred tokens would bring in half a gigabyte.
-    """
-    base: Any = tensor
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return
-    assert isinstance(tensor, np.ndarray)
-    start = tensor.__array_interface__["data"][0] - np.frombuffer(base, np.uint8).ctypes.data
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        base.madvise(mmap.MADV_NOHUGEPAGE, first, start + tensor.nbytes - first)
 
 
 def parse_size(size: int | str) -> int:

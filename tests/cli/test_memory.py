@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import ossia
-from checkpoints import random_checkpoint
 from engine.sparse import sparse_checkpoint
 from engine.test_config import GPT_OSS_20B
 from ossia.cli.main import run
@@ -17,7 +16,7 @@ from ossia.engine.config import EngineConfig
 from ossia.engine.machine_memory import MachineMemory
 from ossia.errors import UnsupportedError, UsageError
 from ossia.kernels.cores import usable_cores
-from ossia.loading import open_model, parse_size
+from ossia.loading import parse_size
 from support import trained_tokenizer_json, write_tokenizer_json
 
 
@@ -148,15 +147,3 @@ def test_a_paged_model_answers_as_one_in_memory(capsys) -> None:
     in_memory = json.loads(capsys.readouterr().out)
     assert run([*generate, "--expert-memory", "0.5MB"]) == 0
     assert json.loads(capsys.readouterr().out) == in_memory
-
-
-def test_the_embedding_is_mapped_in_small_pages(tmp_path: Path) -> None:
-    """The system notes it on the mapping: else a row that is touched may bring in 2 MB."""
-    opened = open_model(random_checkpoint(tmp_path / "m"), needs_tokenizer=False)
-    opened.prepare()
-    flags, inside = "", False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        inside = str(tmp_path) in line if "-" in line.split()[0] else inside
-        if inside and line.startswith("VmFlags"):
-            flags += line
-    assert " nh" in flags

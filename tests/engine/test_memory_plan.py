@@ -62,10 +62,7 @@ def test_gpt_oss_20b_line_by_line(gpt_oss_20b: Checkpoint) -> None:
     # 12 layers that see all and 12 that see 128 positions, while a chunk of 512 goes through.
     full, sliding = 8192 * 12 * 2048, (6 + 16) * 32 * 12 * 2048
     assert plan.cache == line(plan, "keys and values of 8,192 tokens") == full + sliding
-    # 17,672 pieces of 64 KB, of which 8,192 rows of 5,760 bytes touch 8,912 at random.
-    assert line(plan, "embedding") == pytest.approx(
-        EMBEDDING * (1 - 2.71828 ** -(8912 / 17672)), rel=0.001
-    )
+    assert not any("embedding" in item.what for item in plan.items)  # its rows are read
     assert line(plan, "Python") == 60_000_000
     assert plan.total == sum(item.bytes for item in plan.items)
     assert plan.total <= 12.5 * 2**30  # what was promised for 8k of context
@@ -178,7 +175,7 @@ MIDDLE = tiny_config(
     num_attention_heads=16,
     num_key_value_heads=4,
     num_local_experts=16,
-    vocab_size=8_000,  # every page of the embedding is touched, however few come at once
+    vocab_size=8_000,
 )
 WIDE = tiny_config(
     num_hidden_layers=2,

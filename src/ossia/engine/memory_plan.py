@@ -2,7 +2,7 @@
 
 Exact arithmetic over shapes for the native kernels; for the others an estimate. The surprising
 lines: experts are used where their file is mapped, so they count as resident though they are not
-copied; of the embedding only the pages of tokens that occur are.
+copied; of a mapped embedding nothing is, for the native kernels read its rows from the file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from ossia.model.config import ModelConfig
 from ossia.model.cost import WeightFormat
 from ossia.model.names import NAMES, Form, parts
 
-# Where one page of a file is touched, Linux maps the cached pages around it too: 64 KB, or a little
-# more. It would be 2 MB where the file lies in large pages, which loading.small_pages prevents.
-_FAULT_BYTES = 64 << 10
 _PACK_BYTES = 64 << 20  # what kernels/native.py has in memory of a tensor while it repacks it
 _THREAD_BYTES = 1 << 20  # what a thread of the native kernels touches of its own 4 MB, and a stack
 
@@ -116,7 +113,7 @@ def memory_plan(
             comes_later=True,
         ),
     )
-    # The last tensor is repacked before there is a cache, a step, or a page of the embedding.
+    # The last tensor is repacked before there is a cache or a step.
     excess = _largest_source(checkpoint, kernels, use_mmap=use_mmap)
     excess -= sum(item.bytes for item in (*items, *running) if item.comes_later)
     if excess > 0:
@@ -163,7 +160,7 @@ class _Tensor:
 def _native_items(
     checkpoint: Checkpoint, kernels: KernelMemory, engine: EnginePlan, *, use_mmap: bool
 ) -> Iterator[MemoryItem]:
-    experts = packed = dense = small = 0
+    experts = packed = dense = small = embedding = 0
     for tensor in _tensors(checkpoint):
         if tensor.is_dense:
             packed += tensor.repacked if kernels.repacks else 0
@@ -172,7 +169,9 @@ def _native_items(
             experts += tensor.stored
         elif tensor.key == "router":
             small += tensor.stored
-        elif tensor.part is not Part.EMBEDDING:
+        elif tensor.part is Part.EMBEDDING:
+            embedding = 0 if use_mmap else tensor.stored  # its rows are read from the file
+        else:
             # As float32, and the mapped pages from which it was converted.
             small += 4 * math.prod(tensor.shape) + (tensor.stored if use_mmap else 0)
     if kernels.expert_bytes is not None and kernels.expert_bytes < experts:
@@ -184,7 +183,8 @@ def _native_items(
     if dense:
         yield MemoryItem("dense tensors as stored", dense, mapped=use_mmap)
     yield MemoryItem("routers, norms and biases", small)
-    yield _embedding(checkpoint, engine, use_mmap=use_mmap)
+    if embedding:
+        yield MemoryItem("embedding", embedding)
     yield MemoryItem(f"{kernels.num_threads} threads", kernels.num_threads * _THREAD_BYTES)
     angles = 2 * 4 * checkpoint.config.head_dim // 2  # cos and sin of a position
     yield MemoryItem("rotary angles", angles * max(4096, 2 * engine.context))
@@ -211,23 +211,6 @@ def _largest_source(checkpoint: Checkpoint, kernels: KernelMemory, *, use_mmap: 
         return 0
     largest = max((tensor.stored for tensor in _tensors(checkpoint) if tensor.is_dense), default=0)
     return min(largest, _PACK_BYTES) if use_mmap else largest
-
-
-def _embedding(checkpoint: Checkpoint, engine: EnginePlan, *, use_mmap: bool) -> MemoryItem:
-    """Pages touched by as many different tokens as the cache holds. Text repeats its words, so it
-    touches fewer.
-    """
-    config = checkpoint.config
-    stored = next(t.stored for t in _tensors(checkpoint) if t.part is Part.EMBEDDING)
-    if not use_mmap:
-        return MemoryItem("embedding", stored)
-    tokens = engine.num_full_blocks * engine.block_size
-    windows = max(stored / _FAULT_BYTES, 1)
-    per_token = 1 + stored / config.vocab_size / _FAULT_BYTES
-    touched = round(stored * (1 - math.exp(-tokens * per_token / windows)))
-    return MemoryItem(
-        f"embedding, of {tokens:,} different tokens", touched, mapped=True, comes_later=True
-    )
 
 
 def _step_bytes(config: ModelConfig, engine: EnginePlan) -> int:

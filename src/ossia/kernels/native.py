@@ -9,7 +9,6 @@ stated in csrc/op_table.h; docs/native.md explains it.
 from __future__ import annotations
 
 import functools
-import mmap
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ossia.kernels.interface import (
     SamplingBatch,
     part_shapes,
 )
+from ossia.kernels.mapped import FileRows, release_pages
 from ossia.kernels.mxfp4 import Mxfp4Tensor
 from ossia.kernels.native_sampling import sample_rows_native
 
@@ -95,6 +95,8 @@ class NativeWeight:
 
     part: Any
     kept: tuple[Any, ...]
+    rows: FileRows | None = None
+    """Of an embedding that stays in its file."""
 
 
 class NativeKernels:
@@ -201,6 +203,7 @@ class NativeKernels:
         match part:
             case Part.EMBEDDING:
                 made = _native.EmbeddingWeights.of(plain("weight"))
+                return NativeWeight(made, tuple(kept), FileRows.of(tensors["weight"]))
             case Part.HEAD:
                 made = _native.HeadWeights.of(
                     eps=dims.rms_norm_eps, norm=vector("norm"), head=dense("weight")
@@ -273,7 +276,13 @@ class NativeKernels:
     @_op
     def embed(self, ids_T: np.ndarray, weight: NativeWeight) -> Any:
         self._alive += (ids_T, weight)
-        return self._context.embed(ids_T, weight.part)
+        if weight.rows is None or not weight.rows.has(ids_T):  # then refused in the same words
+            return self._context.embed(ids_T, weight.part)
+        kept: list[Any] = []
+        table = _native.EmbeddingWeights.of(self._plain(weight.rows.read(ids_T)[None], kept))
+        within = np.arange(len(ids_T), dtype=np.int32)
+        self._alive += (table, kept, within)
+        return self._context.embed(within, table)
 
     @_op
     def attn_in(
@@ -388,26 +397,6 @@ class NativeKernels:
         """int8 multiply-adds per second over all threads, operands in registers."""
         done, seconds = self._context.dot_peak(instructions)
         return done / seconds
-
-
-def release_pages(array: np.ndarray) -> None:
-    """Let go of the memory behind a view of a mapped file; the file stays mapped and readable. An
-    array in memory of its own is left alone.
-    """
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    if not (array.flags.c_contiguous or array.T.flags.c_contiguous):
-        return  # its bytes are mixed with those of others
-    start = array.__array_interface__["data"][0] - np.frombuffer(base, np.uint8).ctypes.data
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > first:
-        base.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _check_shapes(part: Part, tensors: Mapping[str, HostTensor], dims: Dims) -> None:

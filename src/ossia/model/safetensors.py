@@ -12,7 +12,6 @@ What the format's own library refuses is refused here too.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ossia.errors import CheckpointError
+from ossia.kernels.mapped import MappedFile
 from ossia.model.json_fields import MAX_JSON_BYTES, parse_object, shown
 
 HEADER_LENGTH = struct.Struct("<Q")
@@ -242,7 +242,7 @@ class SafetensorsFile:
                     raise CheckpointError(
                         f"{self.path}: the file changed while it was opened; open it again."
                     )
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = MappedFile(file)
         except OSError as failure:
             raise CheckpointError(
                 f"{self.path}: cannot be mapped ({failure.strerror}); use --no-mmap."
