@@ -33,6 +33,7 @@ WINDOWS = 10
 _WARM_UP_STEPS = 2
 _LEAST_STEPS = 4
 _MOST_STEPS = 48
+_DECODE_ROOM = _WARM_UP_STEPS + WINDOWS * _LEAST_STEPS
 _WINDOW_SECONDS = 0.02  # of a tiny model: enough steps to tell time by
 _PROBE_BYTES = 512 << 20
 _CACHE_BYTES = 256 << 20  # an array below this may be read from the processor's caches
@@ -40,7 +41,9 @@ _CACHE_BYTES = 256 << 20  # an array below this may be read from the processor's
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. Lengths that the model's context does not hold are left out."""
+    """What to measure. Lengths that the model's context does not hold are left out;
+    `first_too_long` finds them.
+    """
 
     prompt_tokens: tuple[int, ...] = (512, 2048)
     depths: tuple[int, ...] = (0, 4096)
@@ -134,7 +137,7 @@ class Bench:
     def run(self, plan: Plan) -> Iterator[Result | str]:
         """Each result as soon as it is there; before each, what is being measured."""
         longest = self._config.max_position_embeddings - 1
-        room = _WARM_UP_STEPS + WINDOWS * _LEAST_STEPS
+        room = _DECODE_ROOM
         for length in sorted({n for n in plan.prompt_tokens if n <= longest}):
             yield f"prefill of {length} tokens"
             yield self.prefill(length, plan.repeat)
@@ -277,6 +280,16 @@ def _expert_blocks(weights: Weights) -> Iterator[np.ndarray]:
 
 def _mean(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else (before + after) / 2
+
+
+def first_too_long(lengths: Sequence[int], config: ModelConfig, *, decodes: bool) -> str | None:
+    """What is wrong with the first length that `config`'s context does not hold, or None."""
+    context = config.max_position_embeddings
+    most = context - 1 - (_DECODE_ROOM if decodes else 0)
+    for length in lengths:
+        if length > most:
+            return f"at most {most} for this model, whose context is {context}; got {length}."
+    return None
 
 
 def engine_needed(plan: Plan, config: ModelConfig) -> EngineConfig:

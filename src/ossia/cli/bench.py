@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,7 +82,11 @@ def bench(
         expert_memory=expert_memory,
         no_mmap=no_mmap,
     )
-    opened = _open(chosen, plan)
+    lengths = {
+        "--prompt-tokens": () if prompt_tokens is None else plan.prompt_tokens,
+        "--depth": () if depth is None else plan.depths,
+    }
+    opened = _open(chosen, plan, lengths)
     if memory:
         show_memory(opened, as_json=as_json)
         return
@@ -109,13 +113,22 @@ def _plan(
     return Plan(**{name: value for name, value in given.items() if value is not None})
 
 
-def _open(chosen: options.ModelOptions, plan: Plan) -> OpenedModel:
-    """With a cache for the largest measurement; the model may lack a vocabulary."""
-    from ossia.bench.measure import engine_needed
+def _open(
+    chosen: options.ModelOptions, plan: Plan, lengths: Mapping[str, tuple[int, ...]]
+) -> OpenedModel:
+    """With a cache for the largest measurement; the model may lack a vocabulary. Raises UsageError
+    for `lengths`, by the options that asked for them, that the model's context does not hold.
+    """
+    from ossia.bench.measure import engine_needed, first_too_long
     from ossia.model.checkpoint import survey
     from ossia.model.hub import resolve_model
 
     config = survey(resolve_model(chosen.model)).config
+    if config is not None:
+        for option, asked in lengths.items():
+            wrong = first_too_long(asked, config, decodes=option == "--depth")
+            if wrong:
+                raise UsageError(f"{option} must be {wrong}")
     engine = engine_needed(plan, config) if config is not None else None
     return chosen.open(engine=engine, needs_tokenizer=False)
 

@@ -383,6 +383,13 @@ class NativeKernels:
         """Move the points at which paths are chosen, and how far ahead memory is fetched. Results
         stay equal bit for bit.
         """
+        for name, value in (
+            ("mxfp4_row_tokens", mxfp4_row_tokens),
+            ("rows_prefetch", rows_prefetch),
+            ("panel_prefetch", panel_prefetch),
+        ):
+            if value is not None and not (_is_integer(value) and 0 <= value < 2**31):
+                raise UsageError(f"{name} must be a whole number from 0 on; got {value!r}.")
         self._context.tune(
             mxfp4_row_tokens=mxfp4_row_tokens,
             rows_prefetch=rows_prefetch,
