@@ -41,6 +41,12 @@ def table(tmp_path: Path) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8)[HEAD:].view(ml_dtypes.bfloat16).reshape(ROWS, COLS)
 
 
+def path_of(table: np.ndarray) -> str:
+    found = mapped_at(table)
+    assert found is not None and isinstance(found[0], MappedFile)
+    return found[0].path
+
+
 def resident_file_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssFile:")[1].split()[0]) * 1024
@@ -63,7 +69,7 @@ def test_rows_from_the_file_are_those_of_the_array(table: np.ndarray) -> None:
     kernels = NativeKernels(num_threads=1)
     ids = np.array([0, 19_999, 5, 5, 1234], np.int32)
     wanted = np.array(table)[ids].astype(np.float32)
-    os.unlink(mapped_at(table)[0].path)  # pyright: ignore[reportOptionalSubscript]
+    os.unlink(path_of(table))
     assert np.array_equal(embed(kernels, table, ids), wanted)
     assert np.array_equal(embed(kernels, np.array(table), ids), wanted)
     assert embed(kernels, table, ids[:0]).shape == (0, COLS)
@@ -96,7 +102,7 @@ def test_a_file_that_became_shorter(table: np.ndarray) -> None:
     """Through the map that would kill the process."""
     kernels = NativeKernels(num_threads=1)
     made = kernels.prepare(Part.EMBEDDING, {"weight": table}, DIMS)
-    path = mapped_at(table)[0].path  # pyright: ignore[reportOptionalSubscript]
+    path = path_of(table)
     os.truncate(path, HEAD + 1000)
     with pytest.raises(KernelError, match=rf"\[embed\] {path} was truncated .* fetch it again"):
         kernels.embed(np.array([ROWS - 1], np.int32), made)

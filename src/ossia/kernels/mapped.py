@@ -93,7 +93,7 @@ class FileRows:
         size = self.shape[1] * self.dtype.itemsize
         into = np.empty((len(rows), size), np.uint8)
         for row, line in zip(rows.tolist(), into, strict=True):
-            if os.preadv(self.file.descriptor, [line], self.offset + row * size) != size:
+            if os.preadv(self.file.descriptor, [line.data], self.offset + row * size) != size:
                 raise KernelError(
                     f"[embed] {self.file.path} was truncated while the model was in use; fetch it "
                     "again"

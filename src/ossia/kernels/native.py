@@ -203,7 +203,8 @@ class NativeKernels:
         match part:
             case Part.EMBEDDING:
                 made = _native.EmbeddingWeights.of(plain("weight"))
-                return NativeWeight(made, tuple(kept), FileRows.of(tensors["weight"]))
+                table = _array(part, "weight", tensors["weight"])
+                return NativeWeight(made, tuple(kept), FileRows.of(table))
             case Part.HEAD:
                 made = _native.HeadWeights.of(
                     eps=dims.rms_norm_eps, norm=vector("norm"), head=dense("weight")
