@@ -87,7 +87,8 @@ def test_too_little_for_the_weights_is_refused_with_what_helps(checkpoint: Check
 def test_int8_is_named_where_it_would_fit(checkpoint: Checkpoint) -> None:
     kept = replace(INT8, repacks=False)
     config = replace(ONE, max_model_len=8192)
-    assert "--dense-dtype" in request(checkpoint, 13_500_000_000, kept).fit(config).refusal
+    too_little = request(checkpoint, None, kept).planned(config).total - GB
+    assert "--dense-dtype" in request(checkpoint, too_little, kept).fit(config).refusal
     assert "--dense-dtype" not in request(checkpoint, 9 * GB, kept).fit(config).refusal
 
 
