@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from random_model import shape_config
 
 from ossia.kernels.interface import HostTensor, Kernels, Part
 from ossia.kernels.native import NativeKernels
 from ossia.kernels.reference import ReferenceKernels
-from ossia.model.config import ModelConfig
 from ossia.model.selftest import Paging, RandomModel
 from ossia.model.transformer import Architecture
 
@@ -113,20 +113,7 @@ def bounds(tokens: int, start: int, experts: float) -> dict[str, Bound]:
     }
 
 
-_CONFIG = ModelConfig(
-    num_hidden_layers=2,
-    hidden_size=2880,
-    intermediate_size=2880,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    head_dim=64,
-    num_local_experts=32,
-    num_experts_per_tok=4,
-    vocab_size=201_088,
-    sliding_window=128,
-    sliding_layers=(True, False),
-    max_position_embeddings=131_072,
-)
+_CONFIG = shape_config("20b", 2)  # one sliding layer and one that sees all
 _ARCHITECTURE = Architecture.of(_CONFIG)
 
 

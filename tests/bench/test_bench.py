@@ -31,7 +31,7 @@ def test_a_stepper_draws_what_the_model_says(opened: OpenedModel) -> None:
     """In chunks and side by side, after more tokens than a step takes, and again from the start."""
     weights, rng = opened.prepare(), np.random.default_rng(0)
     sequences = [rng.integers(0, TINY.vocab_size, 700).tolist() for _ in range(2)]
-    stepper = Stepper(opened, weights, sequences)
+    stepper = Stepper(opened.checkpoint.config, opened.kernels, weights, sequences)
 
     def greedy(length: int) -> list[int]:
         documents = [ids[:length] for ids in sequences]

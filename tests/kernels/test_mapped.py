@@ -15,7 +15,7 @@ from ossia.kernels.interface import Dims, Part
 from ossia.kernels.mapped import FileRows, MappedFile, mapped_at
 from ossia.kernels.native import NativeKernels
 
-ROWS, COLS = 20_000, 64
+ROWS, COLS = 200_000, 64  # 26 MB, beside which other pages of the process are few
 DIMS = Dims(
     hidden_size=COLS,
     intermediate_size=64,
@@ -67,7 +67,7 @@ def test_where_an_array_lies(table: np.ndarray) -> None:
 
 def test_rows_from_the_file_are_those_of_the_array(table: np.ndarray) -> None:
     kernels = NativeKernels(num_threads=1)
-    ids = np.array([0, 19_999, 5, 5, 1234], np.int32)
+    ids = np.array([0, ROWS - 1, 5, 5, 1234], np.int32)
     wanted = np.array(table)[ids].astype(np.float32)
     os.unlink(path_of(table))
     assert np.array_equal(embed(kernels, table, ids), wanted)

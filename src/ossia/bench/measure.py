@@ -220,7 +220,7 @@ class Bench:
 
     def _stepper(self, lengths: Sequence[int]) -> Stepper:
         tokens = [self._rng.integers(0, self._config.vocab_size, n).tolist() for n in lengths]
-        return Stepper(self._opened, self._weights, tokens)
+        return Stepper(self._config, self._opened.kernels, self._weights, tokens)
 
 
 class _Limits:

@@ -12,8 +12,9 @@ from ossia.engine.model_runner import ModelRunner
 from ossia.engine.request import Request, SamplingParams
 from ossia.engine.scheduler import ScheduledChunk, SchedulerOutput
 from ossia.engine.sequence import Sequence
-from ossia.loading import OpenedModel
-from ossia.model.transformer import Weights
+from ossia.kernels.interface import Kernels
+from ossia.model.config import ModelConfig
+from ossia.model.transformer import Architecture, Weights
 
 _GREEDY = SamplingParams(temperature=0.0)
 
@@ -23,19 +24,26 @@ class Stepper:
     cache is allocated here.
     """
 
-    def __init__(self, opened: OpenedModel, weights: Weights, sequences: Rows[Rows[int]]) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        kernels: Kernels,
+        weights: Weights,
+        sequences: Rows[Rows[int]],
+        *,
+        chunk: int = EngineConfig.max_num_batched_tokens,
+    ) -> None:
+        """`chunk`: tokens that are computed together at most."""
         length = max(map(len, sequences)) + 1  # the engine wants room for one token of answer
-        self._chunk = max(EngineConfig.max_num_batched_tokens, len(sequences))
+        self._chunk = max(chunk, len(sequences))
         config = EngineConfig(
             max_num_seqs=len(sequences),
             max_num_batched_tokens=self._chunk,
-            max_model_len=min(length, opened.checkpoint.config.max_position_embeddings),
+            max_model_len=min(length, model.max_position_embeddings),
             cache_tokens=len(sequences) * (length + EngineConfig.block_size),
         )
-        resolved = plan(
-            config, opened.checkpoint.config, cache_itemsize=opened.kernels.cache_itemsize
-        )
-        self._runner = ModelRunner(opened.architecture, opened.kernels, weights, resolved)
+        resolved = plan(config, model, cache_itemsize=kernels.cache_itemsize)
+        self._runner = ModelRunner(Architecture.of(model), kernels, weights, resolved)
         self._blocks = BlockManager(resolved)
         self._sequences = [
             Sequence.of(Request(str(n), tuple(ids), sampling=_GREEDY), resolved)
