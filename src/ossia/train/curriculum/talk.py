@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from ossia.train.curriculum.arithmetic import held_out
-from ossia.train.curriculum.words import ADJECTIVES, NOUNS, SMALL, VERBS
+from ossia.evals.words import ADJECTIVES, NOUNS, SMALL, VERBS
 
 IDENTITY = "You are nano, the tiny model built into Ossia."
 """nano's line in the system message; `ossia.json` of the shipped model carries it."""
