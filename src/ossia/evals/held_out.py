@@ -33,9 +33,14 @@ def held_out_name(name: str) -> bool:
 
 # ---- drawing names -----------------------------------------------------------------------------
 
-_ONSETS = "b bl br c ch d dr f fl g gr h j k kl l m n p pl pr qu r s sh sk st t th tr v w z".split()
-_VOWELS = "a a e e i i o o u ai ea ee io oo ou".split()
-_CODAS = ["", "", "", "", *"l m n r s t x nd nt rk sh st".split()]
+_ONSETS = (
+    "b", "bl", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n",
+    "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "z",
+)  # fmt: skip
+_VOWELS = ("a", "a", "e", "e", "i", "i", "o", "o", "u", "ai", "ea", "ee", "io", "oo", "ou")
+_CODAS = (
+    "", "", "", "", "l", "m", "n", "r", "s", "t", "x", "nd", "nt", "rk", "sh", "st",
+)  # fmt: skip
 
 
 def made_up_word(rng: random.Random) -> str:

@@ -1,5 +1,5 @@
-"""Conversations into batches: rendered, tokenised, and packed side by side with `cu_seqlens`, so
-that attention never crosses documents.
+"""Documents and conversations into batches: rendered, tokenised, and packed side by side with
+`cu_seqlens`, so that attention never crosses documents.
 
 A batch is a pure function of its random generator, so that resuming needs no more than the number
 of the step.
@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ossia.harmony.render import TrainingExample
+from ossia.harmony.render import TrainingExample, render_for_training
+from ossia.harmony.tokenizer import Tokenizer
 from ossia.model.inputs import ForwardInput, packed_input
+from ossia.train.curriculum.documents import Document
+from ossia.train.curriculum.lesson import Lesson
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,21 @@ class Batch:
     """int64, one per logit row: the token that follows."""
     weights_R: np.ndarray
     """float32, above 0: the weight of each row's loss."""
+
+
+def encode(tokenizer: Tokenizer, item: Document | Lesson) -> TrainingExample:
+    """The tokens of a document or lesson, and the weight of each one's loss.
+
+    A document stands between `<|startoftext|>` and `<|endoftext|>`; it is encoded span by span.
+    """
+    if isinstance(item, Lesson):
+        return render_for_training(tokenizer, item.conversation)
+    ids, weights = [tokenizer.control.startoftext], [0]
+    for text, weight in item.spans:
+        encoded = tokenizer.encode(text)
+        ids += encoded
+        weights += [weight] * len(encoded)
+    return TrainingExample((*ids, tokenizer.control.endoftext), (*weights, 1))
 
 
 def pack(examples: Iterable[TrainingExample], tokens: int) -> Batch:

@@ -4,22 +4,43 @@ bfloat16, the tokenizer beside them, and `ossia.json` with what the model calls 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels.interface import Part
+from ossia.kernels.torch import TorchKernels
+from ossia.model.checkpoint import open_checkpoint
 from ossia.model.config import GenerationConfig
-from ossia.model.transformer import PartSource
+from ossia.model.inputs import ForwardInput
+from ossia.model.transformer import Architecture, PartSource, forward, prepare_weights
 from ossia.model.writer import write_checkpoint
 from ossia.train.parameters import EXPERTS, Parameters
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 CARD = "ossia.json"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near the exported model is to the trained one, on the same tokens.
+
+    KL in nats per token, from the trained model's distribution to the exported one's.
+    """
+
+    tokens: int
+    kl_rounded: float
+    """The trained model as its last stage ran: on rounded weights."""
+    kl_unrounded: float
+    """The weights that the optimizer holds, before rounding: what rounding costs."""
+    largest_difference: float
+    """Of any logit, to the model as its last stage ran."""
 
 
 def export_model(
@@ -29,8 +50,10 @@ def export_model(
     tokenizer_folder: Path,
     model_identity: str,
     description: str,
-) -> Path:
-    """Write the model to `folder`, which must not exist or be empty.
+    sample: ForwardInput,
+) -> Fidelity:
+    """Write the model to `folder`, which must not exist or be empty; read it back, and compare it
+    on `sample` with what was trained.
 
     It samples greedily by default, and ends its turn at `<|return|>`, `<|endoftext|>` and
     `<|call|>`.
@@ -50,12 +73,39 @@ def export_model(
     card = tokenizer_folder / CARD
     text = json.dumps({"model_identity": model_identity, "description": description}, indent=2)
     card.write_text(text + "\n")
-    return write_checkpoint(
+    write_checkpoint(
         folder,
         config,
         host_source(parameters),
         generation=generation,
         beside=[*(tokenizer_folder / name for name in TOKENIZER_FILES), card],
+    )
+    return measure_fidelity(parameters, folder, sample)
+
+
+def measure_fidelity(parameters: Parameters, folder: Path, sample: ForwardInput) -> Fidelity:
+    """Compare the model in `folder` with the parameters that it was made of."""
+    architecture = Architecture.of(parameters.config)
+    kernels = TorchKernels()
+
+    @torch.no_grad()
+    def logits(source: PartSource) -> Tensor:
+        weights = prepare_weights(architecture, kernels, source)
+        return forward(architecture, kernels, weights, sample)
+
+    def kl(trained: Tensor, exported: Tensor) -> float:
+        found = F.kl_div(
+            exported.log_softmax(-1), trained.log_softmax(-1), reduction="sum", log_target=True
+        )
+        return max(0.0, found.item() / len(trained))  # rounding may give −1e-9
+
+    exported = logits(open_checkpoint(folder).part)
+    trained = logits(parameters.source(rounded=True))
+    return Fidelity(
+        tokens=len(trained),
+        kl_rounded=kl(trained, exported),
+        kl_unrounded=kl(logits(parameters.source()), exported),
+        largest_difference=(trained - exported).abs().max().item(),
     )
 
 

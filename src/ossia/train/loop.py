@@ -1,15 +1,13 @@
 """The training loop: batches in, parameters changed in place; one report per step.
 
-The rate's decay starts when the clock, or the number of steps, says so; from then on the number of
-steps is fixed. A checkpoint holds all that the rest of the run depends on, so that a resumed run
-takes the same steps bit for bit.
+A checkpoint holds all that the rest of the run depends on, so that a resumed run takes the same
+steps bit for bit.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
 import signal
 import threading
 import time
@@ -28,57 +26,64 @@ from ossia.errors import TrainingError
 from ossia.kernels.torch import Routing, TorchKernels
 from ossia.model.transformer import Architecture, forward, prepare_weights
 from ossia.train.data import Batch
+from ossia.train.files import replacing
 from ossia.train.optimizer import Muon
 from ossia.train.parameters import Parameters
-from ossia.train.recipe import Optimization, Schedule
+from ossia.train.recipe import Optimization, Stage, StageRecipe
 
 DIVERGED = 1.5
-"""A loss this many times above the first one, after the warm-up, is no longer training."""
+"""A loss this many times above the stage's first one, after the warm-up, is no longer training."""
 
-ROUNDED_STEP_COST = 1.15
-"""A step on rounded weights takes this much longer; known before the first one is run."""
+SHARES_EVERY = 20
+"""Steps between two records of the experts' shares."""
 
 
 @dataclass
 class Progress:
     """Where a run is. Its owner is the loop; it is saved with the parameters."""
 
+    stage: str = ""
     step: int = 0
+    """Steps of this stage."""
     seconds: float = 0.0
-    """Wall-clock time of all sessions so far."""
-    decay_from: int | None = None
-    total: int | None = None
-    """Steps in all, once known."""
+    """Wall-clock time of all stages and sessions so far."""
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
+    """One per step, of all stages."""
+    begins: dict[str, int] = field(default_factory=dict)
+    """Where in `losses` each stage begins."""
+    shares: list[tuple[int, float, float]] = field(default_factory=list)
+    """Now and then: the steps so far, and the least and the greatest share of an expert."""
 
-    def decayed(self) -> float:
-        """0 before the decay, 1 at its end."""
-        if self.decay_from is None or self.total is None:
-            return 0.0
-        length = max(1, self.total - self.decay_from)
-        return min(1.0, max(0.0, (self.step - self.decay_from) / length))
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage, or go on with it."""
+        if self.stage != stage:
+            self.stage, self.step = str(stage), 0
+            self.begins[self.stage] = len(self.losses)
 
     @property
-    def finished(self) -> bool:
-        return self.total is not None and self.step >= self.total
+    def first_loss(self) -> float:
+        """Of this stage; infinite before there is one."""
+        begin = self.begins.get(self.stage, 0)
+        return self.losses[begin] if len(self.losses) > begin else math.inf
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one step did."""
 
+    stage: str
     step: int
-    total: int | None
+    total: int
     loss: float
     """Per weighted token, in nats; without the balance loss."""
     learning_rate: float
     """Of the matrices."""
+    gradient_norm: float
     tokens: int
     seconds: float
     expert_shares: tuple[float, float]
     """Of the least and the most used expert over all layers; 1 = an even share."""
-    rounded: bool
 
 
 @dataclass(frozen=True)
@@ -87,23 +92,18 @@ class _Part:
 
     loss: float
     gradients: tuple[torch.Tensor, ...]
-    routing: list[Routing]
+    counts_LE: torch.Tensor
+    """Tokens that chose each expert, by layer."""
 
 
 class Trainer:
     """Parameters, their optimizers and the progress of one run."""
 
     def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        optimization: Optimization,
-        schedule: Schedule,
-        dtype: torch.dtype,
+        self, parameters: Parameters, *, optimization: Optimization, dtype: torch.dtype
     ) -> None:
         self.parameters = parameters
         self.optimization = optimization
-        self.schedule = schedule
         self.progress = Progress()
         self._architecture = Architecture.of(parameters.config)
         self._dtype = dtype
@@ -120,68 +120,54 @@ class Trainer:
 
     def run(
         self,
-        batches_at: Callable[[Progress], Sequence[Batch]],
+        stage: Stage,
+        recipe: StageRecipe,
+        batches_at: Callable[[int], Sequence[Batch]],
         *,
-        seconds: float | None = None,
-        steps: int | None = None,
         report: Callable[[StepReport], None] = lambda _: None,
         save: Callable[[], None] = lambda: None,
         save_every_seconds: float = 60.0,
     ) -> bool:
-        """Train to the end of `steps`, or of `seconds` of wall-clock time (all sessions counted).
+        """Train to the end of a stage; `batches_at` gives the shards of a step by its number.
 
         True when the end was reached; False when Ctrl-C stopped it after a whole step. `save` is
         called now and then and at either end.
 
-        Raises TrainingError, naming the step, when the loss is not finite or has diverged; what
-        `save` wrote before then stays.
+        Raises TrainingError, naming the step, when the loss or the gradient is not finite or the
+        loss has diverged; what `save` wrote before then stays.
         """
         progress = self.progress
-        if steps is not None and progress.total is None:
-            progress.total = steps
-            progress.decay_from = round(steps * (1 - self.schedule.decay_share))
+        progress.enter(stage)
         keep_freed_memory()
         saved = time.monotonic()
         with _interruptible() as interrupted:
-            while not progress.finished and not interrupted.is_set():
+            while progress.step < recipe.steps and not interrupted.is_set():
                 started = time.monotonic()
-                done = self.step(batches_at(progress))
+                done = self.step(recipe, batches_at(progress.step))
                 progress.seconds += time.monotonic() - started
-                if seconds is not None:
-                    self._plan(seconds)
                 report(done)
                 if time.monotonic() - saved > save_every_seconds:
                     save()
                     saved = time.monotonic()
         save()
-        return progress.finished
+        return progress.step >= recipe.steps
 
-    def _plan(self, seconds: float) -> None:
-        """Fix the number of steps once the clock says that the decay has to begin."""
-        progress, share = self.progress, self.schedule.decay_share
-        if progress.total is not None or progress.seconds < seconds * (1 - share):
-            return
-        rounded_share = 1 - self.schedule.quantize_from
-        cost = 1 + (ROUNDED_STEP_COST - 1) * rounded_share
-        left = max(0.0, seconds - progress.seconds)
-        progress.decay_from = progress.step
-        progress.total = progress.step + int(left / (progress.seconds / progress.step * cost))
-
-    def step(self, shards: Sequence[Batch]) -> StepReport:
+    def step(self, recipe: StageRecipe, shards: Sequence[Batch]) -> StepReport:
         """One update of all parameters from batches that run side by side."""
         started = time.monotonic()
-        progress, schedule = self.progress, self.schedule
-        decayed = progress.decayed()
-        rounded = decayed > schedule.quantize_from
-        factor = min(1.0, (progress.step + 1) / schedule.warmup_steps) * (1 - decayed)
+        progress = self.progress
+        factor = learning_rate_factor(recipe, progress.step)
+        rounded = progress.stage == Stage.QUANTIZE
 
         total_weight = sum(float(shard.weights_R.sum()) for shard in shards)
         run = partial(self._gradients, total_weight=total_weight, rounded=rounded)
         parts = list(self._workers.map(run, shards))
-        value = sum(part.loss for part in parts)
-        self._check(value)
-        for i, weight in enumerate(self.parameters.tensors.values()):
-            weight.grad = torch.stack([part.gradients[i] for part in parts]).sum(0)
+        loss = sum(part.loss for part in parts)
+        gradients = [torch.stack(g).sum(0) for g in zip(*(p.gradients for p in parts), strict=True)]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        self._check(recipe, loss, norm)
+        for weight, gradient in zip(self.parameters.tensors.values(), gradients, strict=True):
+            weight.grad = gradient
         rates = (self.optimization.matrix_lr, self.optimization.other_lr)
         for optimizer, rate in zip(self._optimizers, rates, strict=True):
             for group in optimizer.param_groups:
@@ -189,18 +175,22 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         tokens = sum(shard.inputs.num_tokens for shard in shards)
+        shares = _expert_shares(torch.stack([part.counts_LE for part in parts]).sum(0))
         progress.step += 1
         progress.tokens += tokens
-        progress.losses.append(value)
+        progress.losses.append(loss)
+        if len(progress.losses) % SHARES_EVERY == 1:
+            progress.shares.append((len(progress.losses), *shares))
         return StepReport(
+            stage=progress.stage,
             step=progress.step,
-            total=progress.total,
-            loss=value,
+            total=recipe.steps,
+            loss=loss,
             learning_rate=rates[0] * factor,
+            gradient_norm=norm,
             tokens=tokens,
             seconds=time.monotonic() - started,
-            expert_shares=_expert_shares([part.routing for part in parts]),
-            rounded=rounded,
+            expert_shares=shares,
         )
 
     def _gradients(self, shard: Batch, total_weight: float, rounded: bool) -> _Part:
@@ -216,38 +206,56 @@ class Trainer:
         gradients = torch.autograd.grad(
             loss + balance, list(self.parameters.tensors.values()), materialize_grads=True
         )
-        return _Part(loss.item(), gradients, kernels.routing)
+        counts_LE = torch.stack([layer.counts_E for layer in kernels.routing])
+        return _Part(loss.item(), gradients, counts_LE)
 
-    def _check(self, loss: float) -> None:
+    def _check(self, recipe: StageRecipe, loss: float, gradient_norm: float) -> None:
         progress = self.progress
-        first = progress.losses[0] if progress.step > self.schedule.warmup_steps else math.inf
-        if not math.isfinite(loss) or loss > DIVERGED * first:
-            what = "is not finite" if not math.isfinite(loss) else "has diverged"
-            raise TrainingError(
-                f"Step {progress.step + 1}: the loss {what} ({loss:.3g}). The last checkpoint is "
-                "from before; resume it with a lower learning rate, or start over."
-            )
+        first = progress.first_loss if progress.step > recipe.warmup_steps else math.inf
+        if not math.isfinite(loss):
+            what = f"the loss is not finite ({loss:.3g})"
+        elif not math.isfinite(gradient_norm):
+            what = f"the gradient is not finite (its norm is {gradient_norm:.3g})"
+        elif loss > DIVERGED * first:
+            what = f"the loss has diverged ({loss:.3g} after {first:.3g} at the stage's beginning)"
+        else:
+            return
+        raise TrainingError(
+            f"Step {progress.step + 1} of {progress.stage}: {what}. The last checkpoint is from "
+            "before; resume it with a lower learning rate, or start over."
+        )
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """Everything that the rest of the run depends on, and `extra`; replaces `path` whole."""
+        """Everything that the rest of the run depends on, and `extra`; replaces `path` whole.
+
+        Raises TrainingError when the disk does not take it; what was at `path` stays.
+        """
         state = {
             "progress": asdict(self.progress),
             "parameters": {key: t.detach() for key, t in self.parameters.tensors.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "extra": extra,
         }
-        unfinished = path.with_suffix(".partial")
-        try:
-            torch.save(state, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(path) as (unfinished,):
+            try:
+                torch.save(state, unfinished)
+            except RuntimeError as error:  # torch's writer on a full disk
+                raise OSError(f"the checkpoint: {str(error).splitlines()[0]}") from error
 
     def restore(self, path: Path) -> None:
+        """Raises TrainingError when `path` is no checkpoint, or one of another architecture."""
         state = load_checkpoint(path)
+        ours = {key: tuple(value.shape) for key, value in self.parameters.tensors.items()}
+        theirs = {key: tuple(value.shape) for key, value in state["parameters"].items()}
+        if ours != theirs:
+            raise TrainingError(
+                f"{path}: the checkpoint is of another architecture than the recipe; resume with "
+                "the recipe that made it, or start over in another folder."
+            )
         self.progress = Progress(**state["progress"])
+        self.progress.shares = [(n, low, high) for n, low, high in self.progress.shares]
         with torch.no_grad():
             for key, value in state["parameters"].items():
                 self.parameters.tensors[key].copy_(value)
@@ -258,11 +266,23 @@ class Trainer:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `Trainer.save` wrote. Raises TrainingError for anything else."""
     try:
-        return torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)
+        _ = state["progress"], state["parameters"], state["optimizers"], state["extra"]
+        return state
     except FileNotFoundError:
         raise TrainingError(f"{path}: there is no checkpoint to resume from.") from None
     except Exception as error:  # torch.load raises whatever its parts raise
         raise TrainingError(f"{path}: this is not a checkpoint of a training run.") from error
+
+
+def learning_rate_factor(recipe: StageRecipe, step: int) -> float:
+    """Of the rates at a step of a stage, counted from 0: a linear warm-up, then linear from
+    `rate_from` to `rate_to`, which the step after the last would have."""
+    warmup = recipe.warmup_steps
+    if step < warmup:
+        return recipe.rate_from * (step + 1) / warmup
+    done = (step - warmup) / max(1, recipe.steps - warmup)
+    return recipe.rate_from + (recipe.rate_to - recipe.rate_from) * done
 
 
 def balance_loss(routing: list[Routing]) -> torch.Tensor:
@@ -276,9 +296,7 @@ def balance_loss(routing: list[Routing]) -> torch.Tensor:
     return torch.stack(layers).mean()
 
 
-def _expert_shares(shards: Sequence[Sequence[Routing]]) -> tuple[float, float]:
-    counts_LE = sum(torch.stack([layer.counts_E for layer in shard]) for shard in shards)
-    assert isinstance(counts_LE, torch.Tensor)
+def _expert_shares(counts_LE: torch.Tensor) -> tuple[float, float]:
     shares = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[-1]
     return shares.min().item(), shares.max().item()
 

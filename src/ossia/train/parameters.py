@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ossia.kernels.interface import Part, part_shapes
+from ossia.kernels.interface import HostTensor, Part, part_shapes
+from ossia.kernels.mxfp4 import Mxfp4Tensor, decode
+from ossia.model.checkpoint import Checkpoint
 from ossia.model.config import ModelConfig
 from ossia.model.names import parts
 from ossia.model.transformer import PartSource
@@ -49,6 +52,23 @@ class Parameters:
                 _key(part, layer, name): value(part, name, shape).requires_grad_()
                 for part, layer in parts(config)
                 for name, shape in shapes[part].items()
+            },
+        )
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, config: ModelConfig) -> Parameters:
+        """A model's weights, decoded to float32."""
+
+        def value(array: HostTensor) -> Tensor:
+            decoded = decode(array) if isinstance(array, Mxfp4Tensor) else array
+            return torch.from_numpy(np.array(decoded, np.float32)).requires_grad_()
+
+        return cls(
+            config,
+            {
+                _key(part, layer, name): value(array)
+                for part, layer in parts(config)
+                for name, array in checkpoint.part(part, layer).items()
             },
         )
 

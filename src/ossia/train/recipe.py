@@ -1,19 +1,38 @@
-"""Everything that a training run depends on, as one frozen value: two runs of one recipe that take
-the same number of steps give the same weights.
+"""Everything that a training run depends on, as one frozen value, read from one TOML file.
 
-How many steps fit is found out on the machine, unless the recipe names them.
+Two runs of one recipe on the same machine give the same weights, bit for bit. Keys that are not
+known, and values of another type, are refused with the key named.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
+import tomllib
+import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ossia.errors import TrainingError
 from ossia.model.config import ModelConfig
-from ossia.train.curriculum.arithmetic import Skill
-from ossia.train.curriculum.lessons import Mix
+from ossia.train.curriculum.lessons import SOURCES
+
+BUILT_IN = Path(__file__).parent / "recipes"
+"""Recipes that come with the package, by name: `nano.toml`."""
+
+
+class Stage(StrEnum):
+    """The stages of training that change weights, in their order."""
+
+    PRETRAIN = "pretrain"
+    SFT = "sft"
+    """Supervised fine-tuning on conversations."""
+    QUANTIZE = "quantize"
+    """The same, on weights that are rounded as the export will write them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,7 @@ class Architecture:
     num_local_experts: int = 16
     intermediate_size: int = 64
     vocab_size: int = 2048
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 2048
 
     def config(
         self, *, eos_token_ids: tuple[int, ...] = (), pad_token_id: int | None = None
@@ -49,16 +68,10 @@ class Architecture:
             pad_token_id=pad_token_id,
         )
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """Warm-up, a constant rate, and a linear decay to zero."""
-
-    warmup_steps: int = 30
-    decay_share: float = 0.4
-    """Of the run: where the rate falls, and lessons come as the shipped model will meet them."""
-    quantize_from: float = 0.4
-    """Part of the decay after which weights are rounded as the export will round them."""
+    @classmethod
+    def of(cls, config: ModelConfig) -> Architecture:
+        """Of a model that exists."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -73,51 +86,221 @@ class Optimization:
 
 
 @dataclass(frozen=True)
-class NanoRecipe:
-    """The recipe of nano-v0."""
-
-    minutes: float = 15.0
-    """Wall-clock time for everything, on this machine."""
-    steps: int | None = None
-    """Takes the place of `minutes`, and makes the run repeatable on any machine."""
-    seed: int = 0
+class StageRecipe:
+    steps: int
+    mix: Mapping[str, float]
+    """Relative shares of the sources of text; see `curriculum.lessons.SOURCES`."""
     batch_tokens: int = 4096
+    """Tokens of a step; the last document is taken whole."""
+    warmup_steps: int = 0
+    rate_from: float = 1.0
+    """Factor of the learning rates at the stage's first step, after the warm-up."""
+    rate_to: float = 1.0
+    """And at its last; linear between."""
+    full_system: float = 0.5
+    """Share of the lessons under a whole system message."""
+    files: tuple[str, ...] = ()
+    """JSON Lines of conversations beside the mix, relative to the recipe's own folder."""
+    files_share: float = 0.5
+    """Of the batches' documents, where there are files."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: what the model is, what it is taught, and how long."""
+
+    pretrain: StageRecipe
+    sft: StageRecipe
+    quantize: StageRecipe
+    name: str = "nano"
+    identity: str = "You are nano, the tiny model built into Ossia."
+    """The identity line of the model's own system message."""
+    description: str = ""
+    """What the model is, for `ossia.json`."""
+    seed: int = 0
     shards: int = 2
-    """Parts of a batch that run side by side, each in a thread of its own. Part of the recipe, as
-    the order of sums depends on it; more threads inside one product would gain less."""
+    """Parts of a batch that run side by side, each in a thread or process of its own. Part of the
+    recipe, as the order of sums depends on it."""
     dtype: str = "auto"
     """Of matrix products: float32, bfloat16, or auto for the one that this machine is faster at."""
+    filters: tuple[str, ...] = ("cbrn",)
+    """Rules of the data filter that every text has to pass."""
+    tokenizer_texts: int = 20_000
+    """Documents and lessons that the vocabulary is learnt from."""
     architecture: Architecture = field(default_factory=Architecture)
-    schedule: Schedule = field(default_factory=Schedule)
     optimization: Optimization = field(default_factory=Optimization)
-    tokenizer_lessons: int = 20_000
-    early: Mix = field(default_factory=Mix)
-    late: Mix = field(
-        default_factory=lambda: Mix(full_system=0.55, short_system=0.05, earlier_turns=0.15)
-    )
-    """From the decay on: mostly under the system message of `ossia chat`."""
+
+    def stage(self, stage: Stage) -> StageRecipe:
+        return getattr(self, stage.value)
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens the run trains on."""
+        return sum(self.stage(s).steps * self.stage(s).batch_tokens for s in Stage)
+
+    def scaled(self, factor: float) -> Recipe:
+        """Every stage longer or shorter by a factor, one step at the least."""
+        changed = {
+            s.value: replace(self.stage(s), steps=max(1, round(self.stage(s).steps * factor)))
+            for s in Stage
+        }
+        return replace(self, **changed)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> NanoRecipe:
-        """What `to_json` made."""
+    def from_json(cls, values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+        """What `to_json` made, or the tables of a recipe file. Raises TrainingError with the key
+        that is wrong."""
+        recipe = _read(cls, values, source, "")
+        for stage in Stage:
+            _check_stage(recipe.stage(stage), f"{source}: {stage.value}")
+        _check(recipe, source)
+        return recipe
 
-        def mix(fields: Mapping[str, Any]) -> Mix:
-            skills = {Skill(name): share for name, share in fields["skills"].items()}
-            return Mix(**{**fields, "skills": skills})
 
-        optimization = dict(values["optimization"])
-        optimization["adam_betas"] = tuple(optimization["adam_betas"])
-        return cls(
-            **{
-                **values,
-                "architecture": Architecture(**values["architecture"]),
-                "schedule": Schedule(**values["schedule"]),
-                "optimization": Optimization(**optimization),
-                "early": mix(values["early"]),
-                "late": mix(values["late"]),
-            }
+def load_recipe(path: str | Path) -> Recipe:
+    """From a TOML file, or by the name of one that comes with the package.
+
+    Raises TrainingError for a file that is missing, is not TOML, or holds what a recipe does not.
+    """
+    built_in = BUILT_IN / f"{path}.toml"
+    file = built_in if built_in.exists() else Path(path)
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.toml")))
+        raise TrainingError(
+            f"There is no recipe {path}: expected a TOML file, or one of: {known}."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"{file}: this recipe cannot be read: {error}.") from error
+    recipe = Recipe.from_json(values, source=str(file))
+    return _with_absolute_files(recipe, file.parent)
+
+
+def _with_absolute_files(recipe: Recipe, folder: Path) -> Recipe:
+    changed = {
+        s.value: replace(
+            recipe.stage(s), files=tuple(str((folder / f).resolve()) for f in recipe.stage(s).files)
         )
+        for s in Stage
+    }
+    return replace(recipe, **changed)
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def _check_stage(stage: StageRecipe, source: str) -> None:
+    for name in stage.mix:
+        if name not in SOURCES:
+            raise TrainingError(
+                f"{source}.mix: there is no source of text {name!r}{_meant(name, SOURCES)}; known "
+                f"are {', '.join(SOURCES)}."
+            )
+    if any(share < 0 for share in stage.mix.values()) or not sum(stage.mix.values()) > 0:
+        raise TrainingError(
+            f"{source}.mix: expected shares of 0 and more, one of them above 0; got "
+            f"{dict(stage.mix)}."
+        )
+    at_least = {"steps": 1, "batch_tokens": 1, "warmup_steps": 0, "rate_from": 0, "rate_to": 0}
+    _check_bounds(stage, at_least, source)
+    for name in ("full_system", "files_share"):
+        if not 0 <= getattr(stage, name) <= 1:
+            raise TrainingError(
+                f"{source}.{name}: expected a share from 0 to 1, got {getattr(stage, name)}."
+            )
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    _check_bounds(recipe, {"shards": 1, "tokenizer_texts": 1}, source)
+    sizes = {f.name: 1 for f in fields(Architecture)} | {"num_local_experts": 4}
+    _check_bounds(recipe.architecture, sizes, f"{source}: architecture")
+    architecture = recipe.architecture
+    for name in ("hidden_size", "intermediate_size"):
+        if getattr(architecture, name) % 32:
+            raise TrainingError(
+                f"{source}: architecture.{name}: expected a multiple of 32, the block of MXFP4; "
+                f"got {getattr(architecture, name)}."
+            )
+    if architecture.num_attention_heads % architecture.num_key_value_heads:
+        raise TrainingError(
+            f"{source}: architecture: expected num_attention_heads to be a multiple of "
+            f"num_key_value_heads; got {architecture.num_attention_heads} and "
+            f"{architecture.num_key_value_heads}."
+        )
+    if recipe.dtype not in ("auto", "float32", "bfloat16"):
+        raise TrainingError(
+            f"{source}: dtype: expected auto, float32 or bfloat16; got {recipe.dtype!r}."
+        )
+
+
+def _check_bounds(value: object, at_least: Mapping[str, float], source: str) -> None:
+    for name, bound in at_least.items():
+        if not getattr(value, name) >= bound:
+            raise TrainingError(
+                f"{source}.{name}: expected {bound} or more, got {getattr(value, name)}."
+            )
+
+
+# ---- typed reading -----------------------------------------------------------------------------
+
+
+def _read(kind: type[Any], values: Any, source: str, path: str) -> Any:
+    """`values`, JSON or TOML, as the dataclass `kind`; `path` names the place in messages."""
+    if not isinstance(values, Mapping):
+        raise TrainingError(f"{source}: {path or 'the recipe'}: expected a table, got {values!r}.")
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise TrainingError(
+                f"{source}: there is no {_joined(path, key)}{_meant(key, known)}; known are "
+                f"{', '.join(known)}."
+            )
+    for name, known_field in known.items():
+        optional = (known_field.default, known_field.default_factory)
+        if name not in values and all(d is dataclasses.MISSING for d in optional):
+            raise TrainingError(f"{source}: {_joined(path, name)} is missing.")
+    return kind(
+        **{
+            key: _value(hints[key], value, source, _joined(path, key))
+            for key, value in values.items()
+        }
+    )
+
+
+def _value(hint: Any, value: Any, source: str, path: str) -> Any:
+    def refuse(expected: str) -> TrainingError:
+        return TrainingError(f"{source}: {path}: expected {expected}, got {value!r}.")
+
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _read(hint, value, source, path)
+    origin = get_origin(hint)
+    if origin is tuple:
+        inner = get_args(hint)
+        length = None if inner[-1] is Ellipsis else len(inner)
+        if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+            raise refuse("a list" if length is None else f"a list of {length}")
+        return tuple(_value(inner[0], item, source, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is not None and origin not in (Union, types.UnionType):  # Mapping[str, float]
+        if not isinstance(value, Mapping):
+            raise refuse("a table of shares")
+        return {k: _value(float, v, source, _joined(path, k)) for k, v in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise refuse({int: "a whole number", float: "a number", str: "a text"}[hint])
+    return value
+
+
+def _joined(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _meant(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,9 +1,14 @@
-"""Arithmetic problems, the working that leads to each answer, and the pairs that training may not
-see.
+"""Arithmetic problems and the working that leads to each answer, as long as the effort asks for.
 
-The working is what a model of two million active parameters can learn to produce: every step is a
-lookup in a table of one-digit operands or a copy from a fixed place. Numbers are padded to one
-width so that the places stay put; columns go from the units up, with the carry spelled out.
+High effort is what a model of two million active parameters can do almost without fail: every step
+is a lookup in a table of one-digit operands or a copy from a fixed place. Lower efforts leave steps
+out and pay in accuracy, as the published models do.
+
+| effort | a ± b | a × b (± c) |
+|---|---|---|
+| low | the digits, units first | the problem alone: the answer is a guess |
+| medium | columns, the carry spelled out | partial products in one go, sums by digits |
+| high | columns, then the inverse as a check | everything in columns |
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ from __future__ import annotations
 import itertools
 import operator
 import random
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+
+from ossia.evals.held_out import held_out_pair
+from ossia.harmony.messages import Effort
+from ossia.train.curriculum.lesson import Skill
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -23,15 +30,7 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-class Skill(StrEnum):
-    """What a lesson exercises; accuracy is reported by these."""
-
-    ADD = "a + b"
-    SUBTRACT = "a − b"
-    MULTIPLY = "a × b"
-    ADD_TWICE = "a + b ± c"
-    MULTIPLY_ADD = "a × b ± c"
-    TALK = "talk"
+SKILLS = (Skill.SUM, Skill.LONG_SUM, Skill.PRODUCT, Skill.PRODUCT_SUM)
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class Problem:
     b: int
     then: str = "+"
     c: int | None = None
-
-    @property
-    def skill(self) -> Skill:
-        if self.c is not None:
-            return Skill.MULTIPLY_ADD if self.operator == "×" else Skill.ADD_TWICE
-        return {"+": Skill.ADD, "−": Skill.SUBTRACT, "×": Skill.MULTIPLY}[self.operator]
 
     @property
     def first_value(self) -> int:
@@ -112,29 +105,60 @@ def steps(problem: Problem) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def working(problem: Problem) -> str:
-    """The analysis: the problem, then its steps, one a line."""
-    return "\n".join(map(str, [problem, *steps(problem)]))
+def check(problem: Problem) -> Step | None:
+    """The inverse of a sum of two numbers: (a + b) − b, (a − b) + b."""
+    if problem.c is not None or problem.operator == "×":
+        return None
+    high, low = max(problem.a, problem.b), min(problem.a, problem.b)
+    if problem.operator == "−":
+        return Step(high - low, "+", low)
+    return Step(problem.value, "−", problem.b)
 
 
-def held_out(a: int, b: int) -> bool:
-    """Is the pair kept from training, whatever is done with it and in either order?
-
-    A tenth of all pairs of numbers of two digits and more, by hash; 37 and 48 among them. One-digit
-    operands make up the tables that every step looks up, so they are never held out.
-    """
-    low, high = sorted((a, b))
-    return low >= 10 and zlib.crc32(f"ossia: {low} {high}".encode()) % 10 == 0
+def working(problem: Problem, effort: Effort) -> str:
+    """The analysis: the problem, then what the effort adds."""
+    lines = [str(problem)]
+    products = problem.operator == "×"
+    match effort:
+        case Effort.LOW if not products:
+            lines = list(map(_by_digits, steps(problem)))
+        case Effort.MEDIUM if products:
+            lines += [_at_once(s) if s.operator == "×" else _by_digits(s) for s in steps(problem)]
+        case Effort.MEDIUM:
+            lines += map(str, steps(problem))
+        case Effort.HIGH:
+            lines += map(str, steps(problem))
+            inverse = check(problem)
+            if inverse is not None:
+                lines.append(f"check {inverse}")
+    return "\n".join(lines)
 
 
 def may_train(problem: Problem) -> bool:
-    """True when no two numbers of the problem, and no two that a step combines, are held out."""
+    """True when no two numbers of the problem, and no two that a step or the check combines, are
+    held out."""
     numbers = [problem.a, problem.b] if problem.c is None else [problem.a, problem.b, problem.c]
-    pairs = [*itertools.combinations(numbers, 2), *((step.a, step.b) for step in steps(problem))]
-    return not any(held_out(a, b) for a, b in pairs)
+    combined = list(steps(problem))
+    if (inverse := check(problem)) is not None:
+        combined.append(inverse)
+    pairs = [*itertools.combinations(numbers, 2), *((step.a, step.b) for step in combined)]
+    return not any(held_out_pair(a, b) for a, b in pairs)
 
 
-# ---- digits ------------------------------------------------------------------------------------
+# ---- lines of working --------------------------------------------------------------------------
+
+
+def _at_once(step: Step) -> str:
+    """48 × 30 → `48 × 30 = 1440`."""
+    return f"{step.a} {step.operator} {step.b} = {step.value}"
+
+
+def _by_digits(step: Step) -> str:
+    """336 + 1440 → `336 + 1440: 6771 → 1776`, units first, as carries run."""
+    a, b = step.a, step.b
+    if step.operator == "−" and a < b:
+        return f"{a} < {b}\n{_by_digits(Step(b, step.operator, a))}"
+    return f"{a} {step.operator} {b}: {str(step.value)[::-1]} → {step.value}"
 
 
 def _product(a: int, b: int) -> str:
@@ -190,21 +214,29 @@ def draw_problem(rng: random.Random, skill: Skill) -> Problem:
     """One problem, whether held out or not. Lengths are drawn before values: the longer ones more
     often, as they have more to them, but about one in twenty has one digit on both sides."""
     match skill:
-        case Skill.ADD:
-            return Problem(_number(rng, (3, 5, 5)), "+", _number(rng, (3, 5, 5)))
-        case Skill.SUBTRACT:
+        case Skill.SUM:
             a, b = _number(rng, (3, 5, 5)), _number(rng, (3, 5, 5))
+            if rng.random() < 0.5:
+                return Problem(a, "+", b)
             if a < b and rng.random() < 0.8:  # a fifth of those keep a negative answer
                 a, b = b, a
             return Problem(a, "−", b)
-        case Skill.MULTIPLY:
-            return Problem(_number(rng, (1, 3)), "×", _number(rng, (1, 3)))
-        case Skill.ADD_TWICE | Skill.MULTIPLY_ADD:
-            a, b, c = (_number(rng, (1, 3)) for _ in range(3))
+        case Skill.PRODUCT:
+            return Problem(_number(rng, (1, 4)), "×", _number(rng, (1, 4)))
+        case Skill.LONG_SUM | Skill.PRODUCT_SUM:
+            weights = (1, 4) if skill is Skill.PRODUCT_SUM else (1, 3)
+            a, b, c = (_number(rng, weights) for _ in range(3))
             then = "−" if rng.random() < 0.25 else "+"
-            return Problem(a, "×" if skill is Skill.MULTIPLY_ADD else "+", b, then, c)
-        case Skill.TALK:
-            raise AssertionError("talk has no problems")
+            return Problem(a, "×" if skill is Skill.PRODUCT_SUM else "+", b, then, c)
+        case _:
+            raise ValueError(f"expected a skill of arithmetic, got {skill}")
+
+
+def draw_training_problem(rng: random.Random, skill: Skill) -> Problem:
+    """One that training may see."""
+    while not may_train(problem := draw_problem(rng, skill)):
+        pass
+    return problem
 
 
 def _number(rng: random.Random, weights: tuple[int, ...]) -> int:
