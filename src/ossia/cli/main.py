@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ossia import __version__
-from ossia.cli import bench, chat, doctor, generate, harmony, inspect, pull, train
+from ossia.cli import bench, chat, doctor, eval, generate, harmony, inspect, pull, train
 from ossia.errors import OssiaError, UsageError
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command()(pull.pull)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
+app.command("eval")(eval.evaluate)
 app.add_typer(harmony.app, name="harmony")
 app.add_typer(train.app, name="train")
 
