@@ -367,7 +367,7 @@ def _optional_text(value: Any, where: str) -> str | None:
 def _refuse_unknown(value: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:
     for key in value:
         if key not in known:
-            path = f"{where}.{key}" if where else key
+            path = json.dumps(f"{where}.{key}" if where else key)[1:-1]  # no escape sequences
             raise ConversationError(
                 f"{path[:80]} is not a key of the chat form ({', '.join(sorted(known - COPIES))}); "
                 "take it out."
