@@ -1,0 +1,564 @@
+"""Function calls and the answers from their results, as conversations in which every name and value
+is drawn fresh.
+
+A function is offered in the developer message, the user asks in one of many ways, the assistant
+copies the function's name and the parameters' names from the declaration and the values from the
+user. How much of that it thinks through first depends on the effort, and on nothing else: nothing
+at low, the function's name at medium, every argument at high.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ossia.evals.held_out import draw_identifier, draw_word, held_out_name
+from ossia.evals.words import ADJECTIVES, VERBS
+from ossia.harmony.builtin_tools import PYTHON
+from ossia.harmony.messages import Conversation, Effort, Message, Tool, ToolNamespace
+from ossia.train.curriculum.lesson import (
+    Lesson,
+    Setting,
+    Skill,
+    analysis,
+    developer_message,
+    final,
+    function_call,
+    system_message,
+    tool_result,
+    user,
+)
+from ossia.train.curriculum.values import (
+    Field,
+    ask,
+    bare,
+    capitalized,
+    draw_enum,
+    draw_field,
+    draw_integer,
+    draw_number,
+    draw_string,
+    state,
+    without_held_out_pairs,
+    words_of,
+)
+
+# ---- functions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function as it is offered, and the arguments with which the user wants it called."""
+
+    name: str
+    verb: str
+    thing: str
+    """What it is about: it `verb`s the `thing`."""
+    description: str
+    parameters: tuple[Field, ...]
+    comments: tuple[str | None, ...]
+    """For each parameter, its description."""
+    optional: str | None = None
+    """The parameter that need not be given."""
+    given: bool = True
+    """Whether the user gives the optional one."""
+
+    @property
+    def arguments(self) -> tuple[Field, ...]:
+        """The fields of the call, in declared order."""
+        return tuple(f for f in self.parameters if self.given or f.name != self.optional)
+
+    @property
+    def tool(self) -> Tool:
+        properties: dict[str, Any] = {}
+        for field, comment in zip(self.parameters, self.comments, strict=True):
+            properties[field.name] = field.schema | ({"description": comment} if comment else {})
+        required = [field.name for field in self.parameters if field.name != self.optional]
+        schema = {"type": "object", "properties": properties, "required": required}
+        return Tool(self.name, self.description, schema)
+
+    @property
+    def call(self) -> Message:
+        """The arguments as the published models write them, without spaces."""
+        arguments = {field.name: field.value for field in self.arguments}
+        text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+        return function_call(self.name, text)
+
+
+_USUAL_VERBS = ("get", "set", "send", "fetch", "add", "update", "book", "delete", "report", "order")
+_VERBS = (*_USUAL_VERBS, *(verb for verb in VERBS if not held_out_name(verb)))
+
+_DESCRIPTIONS = (
+    "{Verbs} the {thing}.", "{Verbs} the {thing}.", "{Verb} the {thing}.", "{Verb} the {thing}",
+    "{Verbs} a {thing}.", "{Verbs} the {thing} as asked.", "Use this to {verb} the {thing}.",
+    "Tool to {verb} the {thing}.", "{verbs} the {thing}", "Can {verb} the {thing}.",
+)  # fmt: skip
+
+_COMMENTS = (
+    "The {p}.", "the {p}", "{P} of the {thing}", "The {p} to use.", "Which {p} to take",
+    "{P} to {verb}.", "The {thing}'s {p}", "{P} that is wanted.",
+)  # fmt: skip
+
+
+def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int = 3) -> Function:
+    """A function with one to three parameters, under a name and for a thing not yet taken."""
+    name, verb, thing = _draw_names(rng, taken)
+    (count,) = rng.choices((1, 2, 3)[:most_parameters], (35, 45, 20)[:most_parameters])
+    own = {name}
+    parameters = [
+        draw_enum(rng, own) if rng.random() < 0.15 else draw_field(rng, own) for _ in range(count)
+    ]
+    comments: list[str | None] = []
+    for field in parameters:
+        if rng.random() < 0.2:
+            words = words_of(field.name)
+            comment = rng.choice(_COMMENTS)
+            comments.append(comment.format(p=words, P=words.capitalize(), thing=thing, verb=verb))
+        else:
+            comments.append(None)
+    optional = None
+    if len(parameters) > 1 and rng.random() < 0.35:
+        optional = rng.choice(parameters).name
+    return Function(
+        name,
+        verb,
+        thing,
+        _describe(rng, verb, thing),
+        tuple(parameters),
+        tuple(comments),
+        optional,
+        given=rng.random() < 0.3,
+    )
+
+
+def _describe(rng: random.Random, verb: str, thing: str) -> str:
+    verbs = _third_person(verb)
+    slots = {"Verb": verb.capitalize(), "Verbs": verbs.capitalize()}
+    return rng.choice(_DESCRIPTIONS).format(verb=verb, verbs=verbs, thing=thing, **slots)
+
+
+def _draw_names(rng: random.Random, taken: set[str]) -> tuple[str, str, str]:
+    """The function's name, the verb and the thing of its description. Three out of five
+    descriptions follow from the name, as most do; the others do not, so that both are read."""
+    while True:
+        name = draw_identifier(rng, held_out=False)
+        first, *rest = words_of(name).split()
+        verb = first if rest and first in VERBS else rng.choice(_VERBS)
+        thing = " ".join(rest if verb == first else [first, *rest])
+        if rng.random() < 0.4:
+            verb, thing = rng.choice(_VERBS), _draw_thing(rng)
+        if not {name, thing} & taken:
+            taken |= {name, thing}
+            return name, verb, thing
+
+
+def _draw_thing(rng: random.Random) -> str:
+    """One or two words, none of them, and no key made of them, held out."""
+    while True:
+        draw = rng.random()
+        words = [draw_word(rng, held_out=False)]
+        if draw > 0.6:
+            first = rng.choice(ADJECTIVES) if draw < 0.75 else draw_word(rng, held_out=False)
+            words.insert(0, first)
+        camel = words[0] + "".join(map(str.capitalize, words[1:]))
+        if not any(map(held_out_name, (*words, " ".join(words), "_".join(words), camel))):
+            return " ".join(words)
+
+
+def _third_person(verb: str) -> str:
+    if verb.endswith(("s", "sh", "ch", "x", "z", "o")):
+        return f"{verb}es"
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return f"{verb[:-1]}ies"
+    return f"{verb}s"
+
+
+def function_namespace(functions: Sequence[Function]) -> ToolNamespace:
+    return ToolNamespace("functions", tools=tuple(function.tool for function in functions))
+
+
+# ---- what the user says ------------------------------------------------------------------------
+
+_NAMED = (
+    "Call {f} with {phrases}.", "Call {f} with {phrases}.", "Call {f}: {phrases}.",
+    "Call {f}, {phrases}.", "Please call {f} with {phrases}.", "Use {f} with {phrases}.",
+    "Use {f}: {phrases}", "Use the {f} function with {phrases}.", "Run {f} with {phrases}.",
+    "Run {f}, {phrases}", "Run {call_form}.", "Call {call_form}", "{call_form}", "{f} {phrases}",
+    "{f}: {phrases}", "{f}, {phrases}, please.", "I need {f} with {phrases}.",
+    "Can you call {f} with {phrases}?", "Could you run {f}? {sentence}.", "Call {f}. {sentence}.",
+    "Use the tool {f}. {sentence}.", "Would you use {f} with {phrases}, please?",
+    "Try {f} with {phrases}.", "With {phrases}, call {f}.", "For {phrases}: {f}",
+    "{sentence}. Now call {f}.", "Make a call to {f} with {phrases}.",
+    "I want you to call {f}, {phrases}.",
+    "Call {f} with these arguments:\n{lines}", "{f}\n{lines}", "Use {f}:\n{lines}",
+    "Please run the tool {f} now with {phrases}.", "Let {f} do it: {phrases}.",
+    "Invoke {f} with {phrases}.", "Execute {f} ({phrases}).", "Ask {f}, {clauses}.",
+    "Call the function {f} and give it {phrases}.", "It is time for {f}: {clauses}.",
+)  # fmt: skip
+"""The function by its name."""
+
+_DESCRIBED = (
+    "{Verb} the {thing} with {phrases}.", "{Verb} the {thing} with {phrases}.",
+    "{Verb} the {thing}: {phrases}.", "{Verb} the {thing}, {phrases}.", "{verb} {thing} {phrases}",
+    "{verb} the {thing}, {phrases}", "Please {verb} the {thing} with {phrases}.",
+    "Please {verb} the {thing}. {sentence}.", "Can you {verb} the {thing} with {phrases}?",
+    "Could you {verb} the {thing}? {sentence}.", "Could you {verb} a {thing}, {phrases}?",
+    "I want to {verb} the {thing} with {phrases}.", "I want to {verb} the {thing}: {clauses}.",
+    "I would like you to {verb} the {thing}, {phrases}.", "{Verb} the {thing} for me: {phrases}.",
+    "Help me {verb} the {thing}. {sentence}.", "With {phrases}, {verb} the {thing}.",
+    "{sentence}. {Verb} the {thing}.", "We have to {verb} the {thing}: {phrases}.",
+    "Now {verb} the {thing}, {phrases}.", "{Verb} the {thing}:\n{lines}",
+    "Please {verb} the {thing} with\n{lines}", "My {thing}: {verb} it with {phrases}.",
+    "Let us {verb} the {thing}, {clauses}.", "I need the {thing}: {phrases}.",
+    "I need the {thing}. {sentence}.", "The {thing}, please, with {phrases}.", "{thing}: {phrases}",
+    "The {thing} with {phrases}?", "What about the {thing} with {phrases}?",
+    "{Verb} it: the {thing}, {phrases}.", "Do {verb} the {thing}. {sentence}!",
+    "Someone should {verb} the {thing}, {phrases}.", "For the {thing}, {clauses}.",
+    "You can {verb} the {thing} now: {phrases}.", "{Verb} {thing}:\n{lines}",
+)  # fmt: skip
+"""The function by what it does."""
+
+_BY_VALUES = (
+    "Call {f} with {values}.", "Call {f} for {values}.", "{f} {values}", "{f}: {values}",
+    "Use {f} on {values}.", "Run {f} with {values}", "Please use {f} for {values}.",
+    "{Verb} the {thing} for {values}.", "{Verb} the {thing}: {values}.",
+    "{verb} the {thing} {values}", "Please {verb} the {thing} of {values}.",
+    "Can you {verb} the {thing} with {values}?",
+    "I want to {verb} the {thing} for {values}.", "{values}: {verb} the {thing}.",
+    "I need the {thing} for {values}.", "{thing}: {values}",
+)  # fmt: skip
+"""The arguments without the parameters' names, in declared order."""
+
+_INSTRUCTIONS = (
+    "Be brief.", "Answer politely.", "You are a helpful assistant.", "Be helpful and precise.",
+    "Use the tools when they fit.", "Call a function when it helps.", "You work for a small shop.",
+    "Help the user.", "Use the functions below.", "You are an assistant with tools.",
+    "Do what the user asks.", "Answer in English.", "Be careful.",
+)  # fmt: skip
+
+
+def _request(rng: random.Random, function: Function) -> str:
+    statement = state(rng, function.arguments)
+    draw = rng.random()
+    # What comes first must be the first parameters, or the values alone would not tell.
+    in_order = function.arguments == function.parameters[: len(function.arguments)]
+    if draw < (0.25 if len(function.arguments) == 1 else 0.08) and in_order:
+        templates = _BY_VALUES
+    else:
+        templates = _NAMED if draw < 0.55 else _DESCRIBED
+    return ask(
+        rng,
+        rng.choice(templates),
+        f=function.name,
+        verb=function.verb,
+        Verb=capitalized(function.verb),
+        thing=function.thing,
+        phrases=statement.phrases,
+        clauses=statement.clauses,
+        sentence=statement.sentence,
+        lines=statement.lines,
+        call_form=f"{function.name}({statement.call})",
+        values=statement.values,
+    )
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+def draw_call(rng: random.Random, setting: Setting) -> Lesson:
+    """A function that is offered, alone or beside another, called with what the user said; one time
+    in twelve the request is a small sum instead, and is answered.
+
+    The last message is the call, or the final answer.
+    """
+    return without_held_out_pairs(lambda: _draw_call(rng, setting))
+
+
+def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
+    taken: set[str] = set()
+    if rng.random() < 0.7:
+        functions = [draw_function(rng, taken)]
+    else:
+        functions = [draw_function(rng, taken, most_parameters=2) for _ in range(2)]
+    messages = _preface(rng, setting, functions, python=rng.random() < 0.03)
+    if rng.random() < 0.08:
+        messages += _small_sum(rng, setting.effort)
+    else:
+        chosen = rng.choice(functions)
+        messages += [user(_request(rng, chosen)), *_thought(setting.effort, chosen), chosen.call]
+    return Lesson(Skill.CALL, Conversation(tuple(messages)))
+
+
+def _preface(
+    rng: random.Random, setting: Setting, functions: Sequence[Function], *, python: bool = False
+) -> list[Message]:
+    """System message and declarations. `python`: the Python tool stands there and is not wanted."""
+    instructions = rng.choice(_INSTRUCTIONS) if rng.random() < 0.4 else None
+    return [
+        system_message(rng, setting, tools=[PYTHON] if python else ()),
+        developer_message(instructions, [function_namespace(functions)]),
+    ]
+
+
+def _thought(effort: Effort, function: Function) -> list[Message]:
+    """The analysis before a call."""
+    match effort:
+        case Effort.LOW:
+            return []
+        case Effort.MEDIUM:
+            return [analysis(f"Call {function.name}.")]
+        case Effort.HIGH:
+            lines = [function.name, *(field.line for field in function.arguments)]
+            return [analysis("\n".join(lines))]
+
+
+_SUMS = (
+    "What is {}?", "what is {}", "What's {}?", "Compute {}.", "{}", "{} = ?", "{}=", "{}?",
+    "How much is {}?", "Calculate {}.", "Work out {}.", "Tell me {}.", "Please compute {}.",
+)  # fmt: skip
+_SMALL_OPERATIONS = {
+    "+": (operator.add, (" + ", "+", " plus ")),
+    "−": (operator.sub, (" - ", "-", " − ", " minus ")),
+    "×": (operator.mul, (" * ", "*", " × ", "x", " times ")),
+}
+
+
+def _small_sum(rng: random.Random, effort: Effort) -> list[Message]:
+    """One-digit numbers, and an answer that is not negative: nothing of it is ever held out."""
+    sign = rng.choice(tuple(_SMALL_OPERATIONS))
+    compute, spellings = _SMALL_OPERATIONS[sign]
+    b, a = sorted((rng.randrange(10), rng.randrange(10)))
+    if sign != "−" and rng.random() < 0.5:
+        a, b = b, a
+    asked = rng.choice(_SUMS).format(f"{a}{rng.choice(spellings)}{b}")
+    answer = f"{a} {sign} {b} = {compute(a, b)}"
+    thoughts = {
+        Effort.LOW: [],
+        Effort.MEDIUM: [analysis("No function fits.")],
+        Effort.HIGH: [analysis(f"No function fits.\n{answer}")],
+    }
+    return [user(asked), *thoughts[effort], final(f"{answer}.")]
+
+
+# ---- results -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a tool gave back, and what follows from it."""
+
+    text: str
+    found: str
+    """The line of analysis that picks it out."""
+    answer: str
+
+
+_QUESTIONS = (
+    "What is the {thing} {where}?", "What is the {thing} {where}?", "what is the {thing} {where}",
+    "What's the {thing} {where}?", "Tell me the {thing} {where}.", "Give me the {thing} {where}.",
+    "How is the {thing} {where}?", "I need the {thing} {where}.", "{thing} {where}",
+    "{thing} {where}?", "Can you tell me the {thing} {where}?", "Do you know the {thing} {where}?",
+    "Find the {thing} {where}.", "Find out the {thing} {where}.", "Look up the {thing} {where}.",
+    "Please get the {thing} {where}.", "Which {thing} is there {where}?",
+    "Show me the {thing} {where}.", "I would like to know the {thing} {where}.",
+    "{Where}: what is the {thing}?", "{Where}, what is the {thing}?",
+    "I am looking for the {thing} {where}.",
+    "Check the {thing} {where}.", "Could you check the {thing} {where}?",
+    "The {thing} {where}, please.", "Say what the {thing} is {where}.",
+    "What does {f} say is the {thing} {where}?",
+    "Use {f}: what is the {thing} {where}?", "Ask {f} for the {thing} {where}.",
+    "Call {f} and tell me the {thing} {where}.", "What {thing} do we have {where}?",
+    "Report the {thing} {where}.", "How about the {thing} {where}?",
+    "Is the {thing} known {where}?",
+)  # fmt: skip
+
+_RETURNS = (
+    "Returns the {}.", "Gets the {}.", "Get the {}.", "Gives the {}.", "Looks up the {}.",
+    "Finds the {}.", "Reads the {}.", "The {}.", "Shows the {}", "Query the {}.", "Tells the {}.",
+)  # fmt: skip
+
+_READING_VERBS = ("get", "find", "read", "fetch", "check", "show", "lookup", "query")
+
+_PLAIN_KEYS = tuple(
+    key
+    for key in ("result", "value", "answer", "output", "data", "reading")
+    if not held_out_name(key)
+)
+"""Keys that say nothing of what they hold."""
+
+_ERRORS = (
+    "not found", "no such {w}", "unknown {w}", "timeout", "{w} not found", "no data for {v}",
+    "the {w} is closed", "the {w} is down", "access denied", "{w} is missing", "invalid {w}",
+    "no {w} for {v}", "too many {w} calls", "{v} is unknown", "cannot reach the {w}", "{w} {u}",
+    "the {w} has no {u}", "internal error", "rate limit reached", "{w} expired",
+    "no answer from {u}",
+)  # fmt: skip
+
+_TEXTS = (
+    "{thing}: {value}", "The {thing} is {value}.", "{Thing}: {value}", "{thing} = {value}",
+    "{value} ({thing})", "The {thing} {where} is {value}.", "{thing}\n{value}",
+    "{thing} is {value}", "{Thing} {where}: {value}", "Found {thing}: {value}",
+    "OK. {thing}: {value}",
+)  # fmt: skip
+
+
+def draw_result(rng: random.Random, setting: Setting) -> Lesson:
+    """A question, the call that it takes, the tool's output, and the answer read from it, or what
+    the tool said went wrong."""
+    return without_held_out_pairs(lambda: _draw_result(rng, setting))
+
+
+def _draw_result(rng: random.Random, setting: Setting) -> Lesson:
+    taken: set[str] = set()
+    several = rng.random() < 0.4
+    function = _reading_function(rng, taken, general=several)
+    functions = [function]
+    if rng.random() < 0.2:
+        functions.append(_reading_function(rng, taken, general=False))
+        rng.shuffle(functions)
+    thing = _unused_thing(rng, taken) if several else function.thing
+    where = _where(rng, function, general=several)
+    slots = {"thing": thing, "where": where, "Where": capitalized(where), "f": function.name}
+    asked = ask(rng, rng.choice(_QUESTIONS), **slots)
+    output = _draw_output(rng, thing, where, function, several=several)
+    call = function.call
+    messages = [
+        *_preface(rng, setting, functions),
+        user(asked),
+        *_thought(setting.effort, function),
+        call,
+        tool_result(call, output.text),
+    ]
+    if setting.effort is Effort.HIGH:
+        messages.append(analysis(output.found))
+    messages.append(final(output.answer))
+    return Lesson(Skill.RESULT, Conversation(tuple(messages)))
+
+
+def _reading_function(rng: random.Random, taken: set[str], *, general: bool) -> Function:
+    """One that looks something up by one or two arguments. `general`: its thing is what is looked
+    up, of which the user wants one property; else its thing is what the user wants."""
+    thing = _unused_thing(rng, taken)
+    name = ""
+    if rng.random() < 0.5:
+        name = f"{rng.choice(_READING_VERBS)}_{thing.replace(' ', '_')}"
+    while not name or name in taken or held_out_name(name):
+        name = draw_identifier(rng, held_out=False)
+    taken.add(name)
+    own = {name}
+    parameters: list[Field] = []
+    for _ in range(1 if rng.random() < 0.75 else 2):
+        field = draw_enum(rng, own) if rng.random() < 0.05 else draw_field(rng, own)
+        while not isinstance(field.value, str) and rng.random() < 0.7:
+            field = draw_field(rng, own)
+        parameters.append(field)
+    comments = [f"The {words_of(f.name)}." if rng.random() < 0.2 else None for f in parameters]
+    description = rng.choice(_RETURNS).format(thing)
+    if general and rng.random() < 0.5:
+        description = f"{rng.choice(('All', 'Everything', 'Data'))} about the {thing}."
+    return Function(name, "get", thing, description, tuple(parameters), tuple(comments))
+
+
+def _unused_thing(rng: random.Random, taken: set[str]) -> str:
+    while (thing := _draw_thing(rng)) in taken:
+        pass
+    taken.add(thing)
+    return thing
+
+
+def _where(rng: random.Random, function: Function, *, general: bool) -> str:
+    """`in Oslo`, `for city Oslo`, `of the station with id 3`."""
+    statement = state(rng, function.arguments)
+    if general and rng.random() < 0.6:
+        styles = ("of the {thing} {values}", "of the {thing} with {phrases}", "of {thing} {values}")
+        style = rng.choice(styles)
+        return style.format(
+            thing=function.thing, values=statement.values, phrases=statement.phrases
+        )
+    alone = len(function.arguments) == 1
+    if alone and isinstance(function.arguments[0].value, str) and rng.random() < 0.6:
+        return f"{rng.choice(('in', 'of', 'for', 'at', 'on', 'from'))} {statement.values}"
+    return f"{rng.choice(('for', 'with', 'given', 'if I say', 'when we have'))} {statement.phrases}"
+
+
+def _draw_output(
+    rng: random.Random, thing: str, where: str, function: Function, *, several: bool
+) -> _Output:
+    draw = rng.random()
+    if draw < 0.1:
+        return _failure(rng, function)
+    value = _draw_result_value(rng)
+    shown = bare(value)
+    found = (f"{thing} = {shown}", f"The {thing} is {shown}.")
+    key = _key_of(rng, thing)
+    if several:
+        return _Output(_spelled(rng, _with_others(rng, key, value)), *found)
+    if draw < 0.55:
+        key = rng.choice(_PLAIN_KEYS) if rng.random() < 0.3 else key
+        return _Output(_spelled(rng, {key: value}), *found)
+    if draw < 0.78:
+        return _Output(json.dumps(value) if rng.random() < 0.3 else shown, *found)
+    text = rng.choice(_TEXTS).format(
+        thing=thing, Thing=capitalized(thing), value=shown, where=where
+    )
+    return _Output(text, *found)
+
+
+def _failure(rng: random.Random, function: Function) -> _Output:
+    words = [draw_word(rng, held_out=False) for _ in range(2)]
+    value = bare(function.arguments[0].value)
+    error = rng.choice(_ERRORS).format(w=words[0], u=words[1], v=value)
+    if rng.random() < 0.3:
+        error = capitalized(error)
+    return _Output(
+        _spelled(rng, {"error": error}), f"error = {error}", f"The tool failed: {error}."
+    )
+
+
+def _draw_result_value(rng: random.Random) -> str | int | float | bool:
+    draw = rng.random()
+    if draw < 0.4:
+        return draw_string(rng)
+    if draw < 0.7:
+        return draw_integer(rng)
+    return json.loads(draw_number(rng)) if draw < 0.94 else rng.random() < 0.5
+
+
+def _key_of(rng: random.Random, thing: str) -> str:
+    """`tide level` as a key: `tide_level`, `tideLevel`, or as it is."""
+    first, *rest = thing.split()
+    draw = rng.random()
+    if draw < 0.65:
+        return "_".join([first, *rest])
+    return first + "".join(map(str.capitalize, rest)) if draw < 0.85 else thing
+
+
+def _with_others(rng: random.Random, key: str, value: Any) -> dict[str, Any]:
+    """The key among one or two others, in any order."""
+    taken = {key}
+    others = [draw_field(rng, taken) for _ in range(rng.choice((1, 1, 2)))]
+    pairs = [(key, value), *((field.name, field.value) for field in others)]
+    rng.shuffle(pairs)
+    return dict(pairs)
+
+
+def _spelled(rng: random.Random, document: dict[str, Any]) -> str:
+    """JSON with or without spaces, seldom over several lines."""
+    draw = rng.random()
+    if draw < 0.5:
+        return json.dumps(document)
+    return (
+        json.dumps(document, separators=(",", ":"))
+        if draw < 0.92
+        else json.dumps(document, indent=2)
+    )
+
+
+DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {
+    Skill.CALL: draw_call,
+    Skill.RESULT: draw_result,
+}
