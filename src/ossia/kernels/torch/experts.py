@@ -1,5 +1,9 @@
 """Mixture of experts: tokens sorted by expert, so that each expert is one dense product.
 
+`mix` is what it computes, stated plainly; `Mixture` is the same with a gradient written by hand,
+three times as fast: elementwise work is done for all experts at once, in place, and in float32
+(which the CPU does faster than bfloat16), and nothing is kept that costs less to compute again.
+
 Legend: T tokens, D model width, E experts, I expert width, k experts per token, A = T · k
 assignments sorted by expert, padding included.
 """
@@ -8,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +47,12 @@ class Routing:
 class Dispatch:
     """Which rows go to which expert; padding repeats token 0 and is never read back."""
 
+    chosen_Tk: Tensor
     slot_Tk: Tensor
     """[T, k] → row among the assignments, which are sorted by expert."""
     token_A: Tensor
     """Row → token."""
-    sizes: list[int]
+    sizes_E: list[int]
     """Rows of each expert."""
 
 
@@ -66,7 +70,7 @@ def dispatch(chosen_Tk: Tensor, counts_E: Tensor) -> Dispatch:
     sizes = sizes_E.tolist()
     token_A = order_A.new_zeros(sum(sizes))
     token_A[slots] = order_A // k
-    return Dispatch(slot_Tk.view(T, k), token_A, sizes)
+    return Dispatch(chosen_Tk, slot_Tk.view(T, k), token_A, sizes)
 
 
 def swiglu(hidden: Tensor, limit: float, alpha: float) -> Tensor:
@@ -75,6 +79,12 @@ def swiglu(hidden: Tensor, limit: float, alpha: float) -> Tensor:
     gate, up = hidden.chunk(2, dim=-1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return F.silu(gate * alpha) * ((up + 1) / alpha)
+
+
+def deinterleave(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[E, 2I, ..], rows gate, up, gate, .. → gates, then ups, as `dtype`."""
+    pairs = rows.unflatten(1, (-1, 2)).transpose(1, 2)
+    return pairs.to(dtype, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def decode_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,7 +112,7 @@ def _byte_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def expert_weight(
-    experts: Sequence[Tensor] | PackedExperts, index: int, dtype: torch.dtype, *, interleaved: bool
+    experts: Tensor | PackedExperts, index: int, dtype: torch.dtype, *, interleaved: bool
 ) -> Tensor:
     if not isinstance(experts, PackedExperts):
         return experts[index]
@@ -110,37 +120,120 @@ def expert_weight(
     return torch.cat([weight[0::2], weight[1::2]]) if interleaved else weight
 
 
-# torch's own gradient of a gather is a serial scatter-add on the CPU; these are gathers too.
+def mix(
+    x_TD: Tensor,
+    share_Tk: Tensor,
+    gate_up: Tensor | PackedExperts,
+    gate_up_bias: Tensor,
+    down: Tensor | PackedExperts,
+    down_bias: Tensor,
+    plan: Dispatch,
+    limit: float,
+    alpha: float,
+) -> Tensor:
+    """Σ_k share · expert_k(x): [T, D]. gate_up [E, 2I, D] (gates, then ups), down [E, D, I]; packed
+    ones are decoded as they are met."""
+    rows_AD = x_TD.index_select(0, plan.token_A)
+    outputs: list[Tensor] = []
+    for expert, rows in enumerate(rows_AD.split(plan.sizes_E)):
+        if not len(rows):
+            continue
+        up = expert_weight(gate_up, expert, x_TD.dtype, interleaved=True)
+        hidden = F.linear(rows, up, gate_up_bias[expert])
+        weight = expert_weight(down, expert, x_TD.dtype, interleaved=False)
+        outputs.append(
+            F.linear(swiglu(hidden, limit, alpha), weight, down_bias[expert].to(x_TD.dtype))
+        )
+    y_AD = torch.cat(outputs)
+    shares = share_Tk.to(x_TD.dtype)
+    return F.embedding_bag(plan.slot_Tk, y_AD, per_sample_weights=shares, mode="sum")
 
 
-class Gather(torch.autograd.Function):
-    """Token rows → one row per assignment, sorted by expert."""
+class Mixture(torch.autograd.Function):
+    """`mix` of unpacked experts. Shares are applied before the products with `down`, where rows are
+    narrow, and the biases of `down` by one product with the shares."""
 
     @staticmethod
-    def forward(ctx, x_TD, plan):  # type: ignore[override]
-        ctx.plan = plan
-        return x_TD.index_select(0, plan.token_A)
+    def forward(  # type: ignore[override]
+        ctx, x_TD, share_Tk, gate_up, gate_up_bias, down, down_bias, plan, limit, alpha
+    ):
+        sizes = plan.sizes_E
+        rows_AD = x_TD.index_select(0, plan.token_A)
+        hidden = rows_AD.new_empty(len(rows_AD), gate_up.shape[1])
+        for bias, rows, weight, out in zip(
+            gate_up_bias, rows_AD.split(sizes), gate_up, hidden.split(sizes), strict=True
+        ):
+            torch.addmm(bias, rows, weight.T, out=out)
 
-    @staticmethod
-    def backward(ctx, grad_AD):  # type: ignore[override]
-        return F.embedding_bag(ctx.plan.slot_Tk, grad_AD, mode="sum"), None
+        share_A = share_Tk.new_zeros(len(rows_AD))  # padding has no share, hence no gradient
+        share_A[plan.slot_Tk] = share_Tk
+        gate, up = _gate_and_up(hidden, limit, alpha, share_A.dtype)
+        act = F.silu(gate, inplace=True).mul_(up).mul_(share_A[:, None] / alpha).to(x_TD.dtype)
+        y_AD = torch.empty_like(rows_AD)
+        for rows, weight, out in zip(act.split(sizes), down, y_AD.split(sizes), strict=True):
+            torch.mm(rows, weight.T, out=out)
 
-
-class Combine(torch.autograd.Function):
-    """Σ_k share[t, k] · y[slot[t, k]]: a weighted bag of rows."""
-
-    @staticmethod
-    def forward(ctx, y_AD, share_Tk, plan):  # type: ignore[override]
-        ctx.save_for_backward(y_AD, share_Tk)
-        ctx.plan = plan
-        return F.embedding_bag(plan.slot_Tk, y_AD, per_sample_weights=share_Tk, mode="sum")
+        share_TE = share_Tk.new_zeros(len(x_TD), len(down)).scatter_(1, plan.chosen_Tk, share_Tk)
+        ctx.save_for_backward(rows_AD, hidden, act, share_A, share_TE, gate_up, down, down_bias)
+        ctx.plan, ctx.limit, ctx.alpha = plan, limit, alpha
+        out = F.embedding_bag(plan.slot_Tk, y_AD, mode="sum").to(share_TE.dtype)
+        return out.addmm_(share_TE, down_bias)
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[override]
-        y_AD, share_Tk = ctx.saved_tensors
-        slot_Tk = ctx.plan.slot_Tk
-        grad_AD = grad_TD.to(y_AD.dtype).index_select(0, ctx.plan.token_A)
-        share_A = share_Tk.new_zeros(len(y_AD))  # padding has no share, hence no gradient
-        share_A[slot_Tk] = share_Tk
-        grad_share_A = torch.linalg.vecdot(grad_AD, y_AD)
-        return grad_AD * share_A[:, None], grad_share_A[slot_Tk], None
+        rows_AD, hidden, act, share_A, share_TE, gate_up, down, down_bias = ctx.saved_tensors
+        plan, sizes = ctx.plan, ctx.plan.sizes_E
+        grad_AD = grad_TD.to(rows_AD.dtype).index_select(0, plan.token_A)
+        grad_act, grad_down = torch.empty_like(act), torch.empty_like(down)
+        for grad, rows, weight, into_rows, into_weight in zip(
+            *(grad_AD.split(sizes), act.split(sizes), down, grad_act.split(sizes), grad_down),
+            strict=True,
+        ):
+            torch.mm(grad, weight, out=into_rows)
+            torch.mm(grad.T, rows, out=into_weight)
+
+        grad_hidden, grad_share_A = _swiglu_backward(
+            grad_act, hidden, share_A, ctx.limit, ctx.alpha
+        )
+        grad_rows, grad_gate_up = grad_AD, torch.empty_like(gate_up)  # grad_AD is read no more
+        grad_bias = gate_up.new_empty(gate_up.shape[:2])
+        for grad, rows, weight, into_rows, into_weight, into_bias in zip(
+            *(grad_hidden.split(sizes), rows_AD.split(sizes), gate_up),
+            *(grad_rows.split(sizes), grad_gate_up, grad_bias),
+            strict=True,
+        ):
+            torch.mm(grad, weight, out=into_rows)
+            torch.mm(grad.T, rows, out=into_weight)
+            torch.sum(grad, 0, out=into_bias)
+
+        grad_share_Tk = (grad_TD @ down_bias.T).gather(1, plan.chosen_Tk)
+        grad_share_Tk += grad_share_A[plan.slot_Tk]
+        grad_x = F.embedding_bag(plan.slot_Tk, grad_rows, mode="sum")
+        gradients = (grad_x, grad_share_Tk, grad_gate_up, grad_bias, grad_down)
+        return *gradients, share_TE.T @ grad_TD, None, None, None
+
+
+def _gate_and_up(
+    hidden: Tensor, limit: float, alpha: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """alpha · gate and up + 1, both clamped, copied to `dtype`."""
+    gate, up = (half.to(dtype, copy=True) for half in hidden.chunk(2, dim=-1))
+    return gate.mul_(alpha).clamp_(max=limit * alpha), up.add_(1).clamp_(1 - limit, 1 + limit)
+
+
+def _swiglu_backward(
+    grad_act: Tensor, hidden: Tensor, share_A: Tensor, limit: float, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of share · swiglu(hidden): those of hidden and of share."""
+    silu_backward, inside = torch.ops.aten.silu_backward, torch.ops.aten.hardtanh_backward
+    gate, up = _gate_and_up(hidden, limit, alpha, share_A.dtype)
+    grad = grad_act.to(share_A.dtype)
+    grad_up = F.silu(gate).mul_(grad)
+    grad_share_A = torch.linalg.vecdot(grad_up, up) / alpha
+    grad_up.mul_(share_A[:, None] / alpha)
+    grad_gate = silu_backward((grad * up).mul_(share_A[:, None]), gate)
+    grad_hidden = torch.empty_like(hidden)
+    into_gate, into_up = grad_hidden.chunk(2, dim=-1)
+    into_gate.copy_(inside(grad_gate, gate, -math.inf, limit * alpha))  # 0 where it was clamped
+    into_up.copy_(inside(grad_up, up, 1 - limit, 1 + limit))
+    return grad_hidden, grad_share_A

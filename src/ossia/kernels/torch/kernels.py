@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,14 +50,13 @@ from ossia.kernels.torch.attention import (
     tiles,
 )
 from ossia.kernels.torch.experts import (
-    Combine,
-    Gather,
+    Mixture,
     PackedExperts,
     Routing,
     decode_mxfp4,
+    deinterleave,
     dispatch,
-    expert_weight,
-    swiglu,
+    mix,
 )
 
 DECODE_ONCE_BYTES = 64 << 20
@@ -91,10 +90,10 @@ class MoeWeights:
     norm_D: Tensor
     router_ED: Tensor
     router_bias_E: Tensor
-    gate_up: Sequence[Tensor] | PackedExperts
-    """Per expert [2I, D], rows de-interleaved: gates, then ups (packed ones: in decoding)."""
+    gate_up: Tensor | PackedExperts
+    """[E, 2I, D], rows de-interleaved: gates, then ups (packed ones: in decoding)."""
     gate_up_bias: Tensor
-    down: Sequence[Tensor] | PackedExperts
+    down: Tensor | PackedExperts
     down_bias: Tensor
 
 
@@ -181,16 +180,15 @@ class TorchKernels:
                     sinks_H=take("sinks"),
                 )
             case Part.MOE:
-                bias = take("gate_up_bias", self.dtype)
                 return MoeWeights(
                     dims,
                     norm_D=take("norm"),
                     router_ED=take("router"),
                     router_bias_E=take("router_bias"),
                     gate_up=self._experts(tensors["gate_up"], interleaved=True),
-                    gate_up_bias=torch.cat([bias[:, 0::2], bias[:, 1::2]], dim=1),
+                    gate_up_bias=deinterleave(take("gate_up_bias"), self.dtype),
                     down=self._experts(tensors["down"], interleaved=False),
-                    down_bias=take("down_bias", self.dtype),
+                    down_bias=take("down_bias"),
                 )
 
     def _tensor(self, value: HostTensor | Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,16 +212,18 @@ class TorchKernels:
             from_array(value.blocks).to(self.device), from_array(value.scales).to(self.device)
         )
 
-    def _experts(
-        self, value: HostTensor | Tensor, *, interleaved: bool
-    ) -> Sequence[Tensor] | PackedExperts:
+    def _experts(self, value: HostTensor | Tensor, *, interleaved: bool) -> Tensor | PackedExperts:
         decoded_bytes = math.prod(value.shape) * self.dtype.itemsize
         if isinstance(value, Mxfp4Tensor) and decoded_bytes > DECODE_ONCE_BYTES:
             return self._packed(value)
-        weight = self._tensor(value, self.dtype)
-        if interleaved:
-            weight = torch.cat([weight[:, 0::2], weight[:, 1::2]], dim=1)
-        return weight.unbind()
+        if not interleaved:
+            return self._tensor(value, self.dtype)
+        stored = (
+            self._tensor(value, self.dtype)
+            if isinstance(value, Mxfp4Tensor)
+            else self._stored(value)
+        )
+        return deinterleave(stored, self.dtype)
 
     # ---- the cache -----------------------------------------------------------------------------
 
@@ -376,23 +376,24 @@ class TorchKernels:
         # A stable sort keeps the lowest index among equals, as topk does not promise.
         top_Tk, chosen_Tk = logits_TE.sort(dim=-1, descending=True, stable=True)
         top_Tk, chosen_Tk = top_Tk[:, :k], chosen_Tk[:, :k]
-        share_Tk = top_Tk.softmax(-1).to(self.dtype)
+        share_Tk = top_Tk.softmax(-1)
 
         counts_E = torch.bincount(chosen_Tk.reshape(-1), minlength=E)
         if self.record_routing:
             self.routing.append(Routing(logits_TE.softmax(-1), counts_E))
-        plan = dispatch(chosen_Tk, counts_E)
-        rows_AD = Gather.apply(normed.to(self.dtype), plan)
-        outputs: list[Tensor] = []
-        for expert, rows in enumerate(rows_AD.split(plan.sizes)):
-            if not len(rows):
-                continue
-            up = expert_weight(weight.gate_up, expert, self.dtype, interleaved=True)
-            down = expert_weight(weight.down, expert, self.dtype, interleaved=False)
-            hidden = F.linear(rows, up, weight.gate_up_bias[expert])
-            act = swiglu(hidden, dims.swiglu_limit, dims.swiglu_alpha)
-            outputs.append(F.linear(act, down, weight.down_bias[expert]))
-        return x + Combine.apply(torch.cat(outputs), share_Tk, plan)
+        packed = isinstance(weight.gate_up, PackedExperts) or isinstance(weight.down, PackedExperts)
+        mixed = (mix if packed else Mixture.apply)(
+            normed.to(self.dtype),
+            share_Tk,
+            weight.gate_up,
+            weight.gate_up_bias,
+            weight.down,
+            weight.down_bias,
+            dispatch(chosen_Tk, counts_E),
+            dims.swiglu_limit,
+            dims.swiglu_alpha,
+        )
+        return x + mixed
 
     def logits(self, x: Tensor, weight: Head, rows: np.ndarray) -> Tensor:
         every_row = len(rows) == len(x) and np.array_equal(rows, np.arange(len(x)))

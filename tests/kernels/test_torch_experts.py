@@ -1,0 +1,70 @@
+"""The mixture of experts with a gradient written by hand equals the plain one, and its gradient
+equals differences of its value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ossia.kernels.torch.experts import Mixture, dispatch, mix
+
+LIMIT, ALPHA = 1.5, 1.702
+
+
+def arguments(T, D, E, I, k, *, dtype=torch.float64, unused=0):  # noqa: E741
+    """Of `mix`, with leaves for tensors; the last `unused` experts are never chosen."""
+    generator = torch.Generator().manual_seed(T)
+
+    def leaf(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    chosen_Tk = torch.stack([torch.randperm(E - unused, generator=generator)[:k] for _ in range(T)])
+    plan = dispatch(chosen_Tk, torch.bincount(chosen_Tk.flatten(), minlength=E))
+    shapes = ((T, D), (T, k), (E, 2 * I, D), (E, 2 * I), (E, D, I), (E, D))
+    return [leaf(*shape).requires_grad_() for shape in shapes], [plan, LIMIT, ALPHA]
+
+
+@pytest.mark.parametrize("T", [1, 9, 200])  # 200 · 4 rows: those of each expert are padded
+@pytest.mark.parametrize("unused", [0, 2])
+def test_equals_the_plain_mixture_in_value_and_gradient(T, unused):
+    tensors, rest = arguments(T, D=6, E=8, I=5, k=4, unused=unused)
+    plan = rest[0]
+    assert (sum(plan.sizes_E) > 4 * T) == (T == 200)
+    plain, fast = mix(*tensors, *rest), Mixture.apply(*tensors, *rest)
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    probe = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).double()
+    for found, expected in zip(
+        torch.autograd.grad(fast, tensors, probe),
+        torch.autograd.grad(plain, tensors, probe),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_gradient_equals_differences():
+    tensors, rest = arguments(4, D=3, E=3, I=2, k=2)
+    assert torch.autograd.gradcheck(lambda *t: Mixture.apply(*t, *rest), tensors)
+
+
+def test_clamped_gates_and_ups_carry_no_gradient():
+    tensors, rest = arguments(50, D=6, E=2, I=4, k=1)
+    tensors[3].data[:] = 100.0  # every gate and up is beyond the limit
+    grads = torch.autograd.grad(Mixture.apply(*tensors, *rest).sum(), tensors)
+    assert not grads[0].any() and not grads[2].any() and not grads[3].any()
+    assert grads[4].any()
+
+
+def test_bfloat16_products_stay_near():
+    tensors, rest = arguments(300, D=64, E=4, I=32, k=2)
+    tensors[2].data *= 0.1
+    expected = mix(*tensors, *rest)
+    rounded = [
+        t.detach().to(torch.float32 if n in (1, 5) else torch.bfloat16).requires_grad_()
+        for n, t in enumerate(tensors)
+    ]
+    found = Mixture.apply(*rounded, *rest)
+    assert found.dtype == torch.float32  # as shares are
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    slopes = torch.autograd.grad(found.sum(), rounded)
+    for slope, true in zip(slopes, torch.autograd.grad(expected.sum(), tensors), strict=True):
+        assert (slope - true).norm() < 0.03 * true.norm()  # some gates move across the limit
