@@ -230,7 +230,7 @@ def draw(scores: Iterable[Score], path: Path) -> bool:
     groups: dict[str, dict[str, list[Score]]] = {}
     for score in scores:
         groups.setdefault(score.task.group, {}).setdefault(score.task.name, []).append(score)
-    figure = Figure(figsize=(1 + 2.6 * len(groups), 6), layout="constrained")
+    figure = Figure(figsize=(1 + 2.6 * len(groups), 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
     for column, (group, tasks) in enumerate(groups.items()):
@@ -243,7 +243,7 @@ def draw(scores: Iterable[Score], path: Path) -> bool:
         accuracy.set_title(group)
         accuracy.set_ylim(-3, 103)
         reasoning.set_ylim(bottom=0)
-        reasoning.legend(fontsize="small")
+        reasoning.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1))
         for axes in (accuracy, reasoning):
             axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("right (%)")
