@@ -156,7 +156,8 @@ _ASKED = (
     "Use Python: {}", "Use Python to compute {}.", "Let Python work out {}.", "Run {} in Python.",
     "Python: {}", "What is the value of {}?", "Give me the value of {}.",
     "I would like to know {}.", "Please tell me how much {} is.", "Quick: {}",
-    "Could you calculate {} for me?", "And {}?", "Determine {}.", "What would {} be?", "My sum is {}. What comes out?",
+    "Could you calculate {} for me?", "And {}?", "Determine {}.", "What would {} be?",
+    "My sum is {}. What comes out?",
 )  # fmt: skip
 
 _SENTENCES = {
