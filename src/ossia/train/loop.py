@@ -108,8 +108,11 @@ class Trainer:
         self._architecture = Architecture.of(parameters.config)
         self._dtype = dtype
         self._workers = ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))
+        matrices = parameters.matrices()
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(parameters.matrices(), lr=optimization.matrix_lr),
+            # Two halves of like cost: they run side by side, one thread each.
+            Muon(matrices[0::2], lr=optimization.matrix_lr),
+            Muon(matrices[1::2], lr=optimization.matrix_lr),
             torch.optim.AdamW(
                 parameters.others(),
                 lr=optimization.other_lr,
@@ -140,7 +143,7 @@ class Trainer:
         progress.enter(stage)
         keep_freed_memory()
         saved = time.monotonic()
-        with _interruptible() as interrupted:
+        with _interruptible() as interrupted, _one_thread():
             while progress.step < recipe.steps and not interrupted.is_set():
                 started = time.monotonic()
                 done = self.step(recipe, batches_at(progress.step))
@@ -164,16 +167,11 @@ class Trainer:
         parts = list(self._workers.map(run, shards))
         loss = sum(part.loss for part in parts)
         gradients = [torch.stack(g).sum(0) for g in zip(*(p.gradients for p in parts), strict=True)]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
         self._check(recipe, loss, norm)
         for weight, gradient in zip(self.parameters.tensors.values(), gradients, strict=True):
             weight.grad = gradient
-        rates = (self.optimization.matrix_lr, self.optimization.other_lr)
-        for optimizer, rate in zip(self._optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        list(self._workers.map(partial(_update, factor=factor), self._optimizers))
         tokens = sum(shard.inputs.num_tokens for shard in shards)
         shares = _expert_shares(torch.stack([part.counts_LE for part in parts]).sum(0))
         progress.step += 1
@@ -186,7 +184,7 @@ class Trainer:
             step=progress.step,
             total=recipe.steps,
             loss=loss,
-            learning_rate=rates[0] * factor,
+            learning_rate=self.optimization.matrix_lr * factor,
             gradient_norm=norm,
             tokens=tokens,
             seconds=time.monotonic() - started,
@@ -275,6 +273,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: this is not a checkpoint of a training run.") from error
 
 
+def _update(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = optimizer.defaults["lr"] * factor
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def learning_rate_factor(recipe: StageRecipe, step: int) -> float:
     """Of the rates at a step of a stage, counted from 0: a linear warm-up, then linear from
     `rate_from` to `rate_to`, which the step after the last would have."""
@@ -325,6 +330,18 @@ def _interruptible() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's own threads wait for one another by spinning, a hundred times a step, which is slow
+    wherever something else runs too; the workers keep the cores busy without them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

@@ -2,7 +2,7 @@
 
 The 256 bytes come first, merges follow in the order in which they were learnt (id = rank), and
 sixteen control tokens close the vocabulary in the order that o200k_harmony gives them. Digits stand
-alone, so that arithmetic sees every one of them.
+alone, so that arithmetic sees every one of them, and so do words, so that names can be copied.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ except ImportError as error:
 
 PATTERN = "|".join(
     (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
         r"\p{N}",
         r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
         r"\s*[\r\n]+",
@@ -34,7 +34,9 @@ PATTERN = "|".join(
         r"\s+",
     )
 )
-"""The pre-tokenizer of o200k_base, but for `\\p{N}` where that has `\\p{N}{1,3}`."""
+"""The pre-tokenizer of o200k_base with two changes: a digit stands alone, and a word does not take
+the character before it along. A name is then the same tokens after a space, a quote or an
+underscore, so that a small model copies it token by token; texts get about 15 % longer."""
 
 CONTROLS = (
     "<|startoftext|>", "<|endoftext|>", None, None, "<|return|>", "<|constrain|>", None,
