@@ -195,6 +195,27 @@ def test_an_interrupt_leaves_what_has_been_answered():
     ]
 
 
+def test_an_interrupt_leaves_no_examples_that_overtook_others():
+    engine = AnsweringEngine(lambda prompt: FINAL.format(user_text(prompt)))
+    generate = engine.generate
+
+    async def slow_in_the_middle(request):
+        if user_text(TOKENIZER.decode(request.prompt_ids)) == "b":
+            while len(engine.prompts) < 3:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+            raise KeyboardInterrupt
+        async for output in generate(request):
+            yield output
+
+    engine.generate = slow_in_the_middle
+    scores: list[Score] = []
+    with model(engine) as llm, pytest.raises(KeyboardInterrupt):
+        for score in run_tasks(llm, [echo_task(["a", "b", "c", "d"])], Plan()):
+            scores += [score]
+    assert [outcome.asked for outcome in scores[0].outcomes] == ["a"]
+
+
 def test_progress_counts_over_the_whole_run():
     seen: list[Progress] = []
     engine = AnsweringEngine(lambda _: FINAL.format("a"))

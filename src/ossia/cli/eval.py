@@ -5,7 +5,6 @@ Rows are printed as they come, so that Ctrl-C leaves what has been measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -223,6 +222,8 @@ def _weights_sha256(opened: OpenedModel) -> str | None:
     """Of the files of weights in the order of their names; None for large ones."""
     if opened.checkpoint.total_bytes > _HASHED_BYTES:
         return None
+    import hashlib  # two milliseconds, which `ossia --help` need not spend
+
     digest = hashlib.sha256()
     for path in sorted(opened.checkpoint.folder.glob("*.safetensors")):
         digest.update(path.read_bytes())

@@ -7,6 +7,7 @@ interrupted run keeps what it has; a turn cut by length is never right, whatever
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,8 @@ def run_tasks(
     """The score of each task under each effort, task by task.
 
     An interrupt gives the score of what has been answered of the task in progress, and then
-    KeyboardInterrupt. Raises EngineError when the engine fails.
+    KeyboardInterrupt. That score counts the examples before the first unanswered one, for among
+    those in flight the short answers come first. Raises EngineError when the engine fails.
     """
     plan = plan or Plan()
     drawn = [(task, task.examples(plan.count, plan.seed)) for task in tasks]
@@ -172,8 +174,9 @@ def run_tasks(
                 asyncio.run(asking.ask_all(examples))
             except KeyboardInterrupt as interrupt:
                 interrupted = interrupt
-            if asking.outcomes:
-                yield asking.score(len(examples))
+            score = asking.score(len(examples))
+            if score.outcomes:
+                yield score
             if interrupted is not None:
                 raise interrupted
 
@@ -208,7 +211,8 @@ class _Asking:
         """By the example's place, for they end in any order."""
 
     def score(self, asked: int) -> Score:
-        outcomes = tuple(outcome for _, outcome in sorted(self.outcomes.items()))
+        answered = itertools.takewhile(self.outcomes.__contains__, range(asked))
+        outcomes = tuple(self.outcomes[place] for place in answered)
         seconds = time.monotonic() - self._began
         return Score(self._task, self._effort, outcomes, asked, seconds)
 
