@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ossia.errors import TokenizerError
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.train.nano import make_tokenizer
+from ossia.train.stages import make_tokenizer
 from ossia.train.recipe import Architecture, NanoRecipe
 from ossia.train.tokenizer import byte_tokenizer, save_tokenizer, train_tokenizer
 

@@ -106,13 +106,13 @@ def steps(problem: Problem) -> tuple[Step, ...]:
 
 
 def check(problem: Problem) -> Step | None:
-    """The inverse of a sum of two numbers: (a + b) − b, (a − b) + b."""
-    if problem.c is not None or problem.operator == "×":
+    """The inverse of a sum's last step: (a + b) − b, (a − b) + b."""
+    if problem.operator == "×":
         return None
-    high, low = max(problem.a, problem.b), min(problem.a, problem.b)
-    if problem.operator == "−":
-        return Step(high - low, "+", low)
-    return Step(problem.value, "−", problem.b)
+    last = steps(problem)[-1]
+    if last.operator == "−":
+        return Step(abs(last.value), "+", min(last.a, last.b))
+    return Step(last.value, "−", last.b)
 
 
 def working(problem: Problem, effort: Effort) -> str:

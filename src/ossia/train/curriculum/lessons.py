@@ -7,7 +7,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from ossia.train.curriculum import hierarchy, refusals, shapes, talk, tools
+from ossia.train.curriculum import (
+    hierarchy,
+    python_tool,
+    refusals,
+    shapes,
+    talk,
+    tools,
+)
 from ossia.train.curriculum.arithmetic import SKILLS
 from ossia.train.curriculum.documents import Document, Topic, draw_document
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill, draw_setting
@@ -19,6 +26,7 @@ DRAW_LESSON: Mapping[Skill, Callable[[random.Random, Setting], Lesson]] = {
     **refusals.DRAW,
     **hierarchy.DRAW,
     **tools.DRAW,
+    **python_tool.DRAW,
     **shapes.DRAW,
 }
 
