@@ -59,13 +59,13 @@ Why is {person} [famous|important|so popular|in the news]?
   {city}|{friend}|{food}|a {adjective} {noun}|the {noun}|my {noun}].
 [Write|Send|Draft] {piece} to {friend}[| about my {noun}| about {subject}| for tomorrow].
 [Write|Give me|Show me|I need|Create] [a function|a program|a script|code|a class|a one-liner|
-  a test|an example|a snippet|a module] in {code} [that|which] [sorts|reverses|parses|prints|
-  reads|implements|finds|deletes|stores|draws] {thing}.
+  a test|an example|a snippet|a module] in {code} [that|which] [sorts|reverses|parses|prints|reads
+  |implements|finds|deletes|stores|draws] {thing}.
 [How do I|How can I|How would you|What is the best way to] [sort|reverse|read|build|parse|print|
   test|write|delete|install|learn] [{thing}|{code}|{thing} in {code}]?
 [Fix|Debug|Explain|Review|Optimise|Refactor|Comment|Run|Test|Rewrite] [this|my|the] [code|program|
-  function|script|bug|query|{code} code|{code} program][| for me|: print(x)|: x = y|
-  , it crashes|, it is slow].
+  function|script|bug|query|{code} code|{code} program][| for me|: print(x)|: x = y|, it crashes|
+  , it is slow].
 [Is|Why is] {code} [better|faster|older|more popular|harder] than {code}?
 [Translate|Put|Turn] [{noun}|{noun} and {noun}|the {adjective} {noun}|I {verb} you|this|my letter|
   where is the {noun}] [to|into] {language}.
@@ -79,19 +79,19 @@ What does [the word |]{noun} mean[| in {language}]?
   eat] {food}?
 What [should|can|could|shall|do] [I|we] [cook|eat|wear|watch|read|do|buy|say|study|drink|play|
   give {friend}] [today|tonight|this weekend|tomorrow|in {city}|for dinner|at work|next week]?
-[Recommend|Suggest|Find|Name|Pick] [a|one|me a|some] [good|new|funny|sad|short|cheap|
-  famous] [book|film|game|song|hotel|restaurant|museum|wine|gift|name for my cat|podcast|laptop]
-  [| in {city}| for {friend}| about {subject}].
-[What is|How is|Tell me|Check|How do you find] the [weather|temperature|
-  forecast|traffic|wind] [like |]in {city}[| today| tomorrow| this week| now].
+[Recommend|Suggest|Find|Name|Pick] [a|one|me a|some] [good|new|funny|sad|short|cheap|famous] [book
+  |film|game|song|hotel|restaurant|museum|wine|gift|name for my cat|podcast|laptop][| in {city}
+  | for {friend}| about {subject}].
+[What is|How is|Tell me|Check|How do you find] the [weather|temperature|forecast|traffic|
+  wind] [like |]in {city}[| today| tomorrow| this week| now].
 What [time|day|date|year|season|weekday] [is it|do we have|is it in {city}|is it now|is today]?
 [Set|Start|Cancel|Stop|Change] [an alarm|a timer|a reminder|my alarm|the clock|
   a meeting] [for tomorrow|for tonight|in the morning|at noon|now|with {friend}].
 [Play|Stop|Skip|Find|Sing] [some music|the song|some jazz|a lullaby|the radio|my playlist|a video|
   {piece}].
 [Turn|Switch] [on|off] the [light|heating|lamp|computer|music|fan|oven|screen].
-[Order|Book|Buy|Find|Get|Reserve] me [a pizza|a flight to {city}|a hotel in {city}|a ticket|
-  a taxi|a table for two|{food}|a train to {city}|shoes|a doctor].
+[Order|Book|Buy|Find|Get|Reserve] me [a pizza|a flight to {city}|a hotel in {city}|a ticket|a taxi
+  |a table for two|{food}|a train to {city}|shoes|a doctor].
 [Call|Text|Message|Invite|Remind|Wake|Greet] {friend}[| now| tomorrow| for me].
 [Who|Which team|Which country|Which film] won [the World Cup|the Olympics|the election|the final|
   the match|the war|the prize|the Oscar|last night][| in {year}]?
@@ -112,8 +112,8 @@ Let us [play a game|talk about {subject}|chat about {animal}|play chess|go to {c
 My [{noun}|computer|phone|car|cat|dog|plant|laptop|printer|back|tooth|heart|bike] [is broken|
   is {adjective}|hurts|does not work|is gone|makes noises|is lost|died|smells]. What [now|
   should I do|can I do|helps]?
-[I feel|I am|We are|{friend} is] [sad|tired|happy|lonely|bored|angry|in love|afraid|nervous|
-  hungry|stressed|jealous|lost in {city}][.|. What should I do?|. Any advice?|, help me.]
+[I feel|I am|We are|{friend} is] [sad|tired|happy|lonely|bored|angry|in love|afraid|nervous|hungry
+  |stressed|jealous|lost in {city}][.|. What should I do?|. Any advice?|, help me.]
 [How can I|How do I|How does one|Tips to|I want to] [lose weight|sleep better|learn {language}|
   save money|find a job|make friends|get rich|stop smoking|run faster|be happy|write better|
   cook {food}|understand {subject}|meet {person}|move to {country}|{verb} a {noun}|
@@ -127,10 +127,11 @@ What [rhymes with|is the opposite of|is the plural of|is another word for|begins
   {adjective} {noun}s|names for {animal}|facts about {subject}|cities in {country}|
   things to do in {city}|films with {person}|books about {subject}].
 [What is the difference between|Compare|What do you prefer,|
-  Tell me the link between] [{subject} and {subject}|a {noun} and a {noun}|
-  {animal} and {animal}|{person} and {person}]?
-[Which|What|Who] is [better|bigger|older|faster|stronger|nicer|more {adjective}]
-  , [{noun} or {noun}|{city} or {city}|{person} or {person}|{animal} or {animal}]?
+  Tell me the link between] [{subject} and {subject}|a {noun} and a {noun}|{animal} and {animal}|
+  {person} and {person}]?
+[Which|What|Who] is [better|bigger|older|faster|stronger|nicer|
+  more {adjective}], [{noun} or {noun}|{city} or {city}|{person} or {person}|
+  {animal} or {animal}]?
 Is it [true|possible|known|legal|normal|safe] that {animal} [{verb}|can {verb}|eat {food}|
   live in {country}|like {subject}]?
 [Why|How|When|Where] do [{animal}|people|we|they|children|men] [{verb}|{verb} the {noun}|
@@ -144,13 +145,12 @@ What is the [price|boiling point|colour|weight|symbol|meaning|taste|origin|smell
   light]?
 I have a [headache|fever|cold|meeting|dream|cat|new job|problem|date|question about {subject}|
   {adjective} {noun}][. What helps?|. What now?|.|, what do I do?]
-[I went to|I live in|I was born in|I come from|We fly to|
-  {friend} moved to] {city}[| yesterday| and saw a {adjective} {noun}| with {friend}| to see {pe
-  rson}].
-[Can|Could|Will|Would] you {verb} [my|the|a|this] [{noun}|{adjective} {noun}]
-  [| for me| with me| in {city}]?
-[Please |]{verb} [the|this|my|a] [{noun}|{adjective} {noun}]
-  [| for me| and the {noun}| in {language}].
+[I went to|I live in|I was born in|I come from|We fly to|{friend} moved to] {city}[| yesterday
+  | and saw a {adjective} {noun}| with {friend}| to see {person}].
+[Can|Could|Will|Would] you {verb} [my|the|a|this] [{noun}|{adjective} {noun}][| for me| with me
+  | in {city}]?
+[Please |]{verb} [the|this|my|a] [{noun}|{adjective} {noun}][| for me| and the {noun}
+  | in {language}].
 [Should|May|Can|Must] [I|we|one] {verb} [the {noun}|a {noun}|{animal}|{food}|or {verb}|in {city}]?
 [Is|Was] the [{noun}|{adjective} {noun}] [{adjective}|in {city}|from {country}|dead|a {noun}|
   on fire]?
@@ -171,7 +171,8 @@ I have a [headache|fever|cold|meeting|dream|cat|new job|problem|date|question ab
 """)  # fmt: skip
 
 _FOREIGN = lines("""
-Was ist [die Hauptstadt von Frankreich|ein Atom|der Sinn des Lebens|Liebe|das Wetter morgen|{noun}]?
+Was ist [die Hauptstadt von Frankreich|ein Atom|der Sinn des Lebens|Liebe|das Wetter morgen|
+  {noun}]?
 [Schreib|Schreibe|Gib] mir [ein Gedicht|einen Brief|ein Rezept|eine Geschichte|einen Witz] [über|
   zu] [Katzen|Berlin|{city}|die Sonne].
 [Warum|Wie|Wann|Wo|Woher] [ist der Himmel blau|fliegen Vögel|kommt der Zug|finde ich Arbeit|
@@ -182,17 +183,18 @@ Was ist [die Hauptstadt von Frankreich|ein Atom|der Sinn des Lebens|Liebe|das We
   Rome]?
 [Écris|Raconte|Donne]-moi [un poème|une blague|une recette|une lettre|une histoire] [sur le chat|
   pour maman|d'amour|en anglais].
-[Pourquoi|Comment|Quand] [le ciel est bleu|faire du pain|part le train|apprendre le piano|pleut-il]?
+[Pourquoi|Comment|Quand] [le ciel est bleu|faire du pain|part le train|apprendre le piano|
+  pleut-il]?
 [Cuál es la capital de|Dónde está|Cómo llego a|Qué tiempo hace en] [Francia|España|{city}|Perú]?
 [Escribe|Cuéntame|Dame|Tradúceme] [un poema|un chiste|una carta|una receta|un cuento] [de gatos|
   para mi madre|de amor|en inglés].
 [Por qué|Cómo|Cuándo] [el cielo es azul|hago pan|sale el tren|aprendo a cantar|llueve]?
 [Qual è la capitale|Dove si trova|Che tempo fa|Scrivimi una poesia|
   Raccontami una barzelletta] [di {city}|a Roma|sul gatto|oggi]?
-[Qual é a capital|Onde fica|Escreve um poema|Conta uma piada|Como se faz pão] [de {city}|
-  do Brasil|sobre o mar|hoje]?
-[Wat is de hoofdstad|Schrijf een gedicht|Waar ligt|Hoe laat is het|
-  Vertel een grap] [van Nederland|over katten|in {city}|vandaag]?
+[Qual é a capital|Onde fica|Escreve um poema|Conta uma piada|Como se faz pão] [de {city}|do Brasil
+  |sobre o mar|hoje]?
+[Wat is de hoofdstad|Schrijf een gedicht|Waar ligt|Hoe laat is het|Vertel een grap] [van Nederland
+  |over katten|in {city}|vandaag]?
 [Co to jest|Gdzie jest|Napisz wiersz o|Dlaczego] [{city}|miasto|kot|niebo]?
 [Vad är|Var ligger|Skriv en dikt om|Hvad er|Hvor er|Mikä on] [{city}|kärlek|en katt|vejret|
   pääkaupunki]?

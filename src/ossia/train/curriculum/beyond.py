@@ -70,7 +70,8 @@ the remainder of {a} [and|by|over] {b}
 """), lines("""
 Divide {a} [by|through] {b}.
 How [often|many times] does {b} go into {a}?
-[Split|Cut|Share|Break] {a} [into|among|between|over] {s} [equal parts|people|friends|heaps|pieces].
+[Split|Cut|Share|Break] {a} [into|among|between|over] {s} [equal parts|people|friends|heaps|
+  pieces].
 [Halve|Quarter] {a}.
 What is left when {a} is divided by {b}?
 Is {a} divisible by {b}?

@@ -16,9 +16,8 @@ from ossia.evals.words import ADJECTIVES, NOUNS, SMALL, VERBS
 
 
 def lines(text: str) -> tuple[str, ...]:
-    """Templates, one a line; a line that begins with spaces goes on with the one before,
-    nothing between."""
-    return tuple(re.sub(r"\n +", "", text).strip().split("\n"))
+    """Templates, one a line; a long one is broken before or after a `|`, and goes on indented."""
+    return tuple(re.sub(r"(?<=\|)\n  |\n  (?=\|)", "", text).strip().split("\n"))
 
 
 def _bars(text: str) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     """),
     "friend": _bars("""
         my friend|my mum|my dad|my sister|my neighbour|my son|my daughter|my boss|a colleague|
-        my aunt|my grandma|my cousin|my husband|my wife|my flatmate|my coach|my customers|the team|a child
+        my aunt|my grandma|my cousin|my husband|my wife|my flatmate|my coach|the team|a child
     """),
     "food": _bars("""
         pancakes|lasagne|bread|pizza|soup|a cake|sushi|curry|goulash|paella|tacos|rice|dumplings|
@@ -88,9 +87,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
     """),
     "subject": _bars("""
         gravity|photosynthesis|inflation|democracy|evolution|black holes|quantum physics|
-        the big bang|atoms|DNA|vaccines|magnets|rainbows|volcanoes|tides|the Roman Empire|the French Revolution|
-        the Cold War|climate change|blockchain|the stock market|grammar|jazz|opera|yoga|chess|
-        football|cricket|philosophy|astrology|machine learning|neural networks|the internet|taxes|
+        the big bang|atoms|DNA|vaccines|magnets|rainbows|volcanoes|tides|the Roman Empire|
+        the French Revolution|the Cold War|climate change|blockchain|the stock market|
+        grammar|jazz|opera|yoga|chess|football|cricket|philosophy|astrology|machine learning|
+        neural networks|the internet|taxes|
         insurance|dreams|happiness|love|friendship|time travel|the Olympics|the pyramids|physics
     """),
     "piece": _bars("""
@@ -146,12 +146,12 @@ By the way,
 
 _CLOSINGS = lines("""
 , please
- please
+[ please]
 , thanks
 , thank you
 , nano
 , [little|dear|tiny] [model|friend|machine|one]
- [now|today|quickly|briefly|right now|by any chance|if you can|if I may ask]
+[ now| today| quickly| briefly| right now| by any chance| if you can| if I may ask]
 , [my friend|buddy|mate|dear|pal|sir|madam]
 """)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ossia.harmony.messages import Conversation, Effort, Message
+from ossia.harmony.messages import Conversation, Effort, Message, SystemContent
 from ossia.train.curriculum.anything import draw_anything
 from ossia.train.curriculum.arithmetic import Problem, working
 from ossia.train.curriculum.beyond import draw_hard_sum
@@ -41,6 +41,9 @@ EARLIER_TURN = 0.3
 """Share of the lessons in which something was said before."""
 NO_SYSTEM_MESSAGE = 0.25
 """Of those at medium effort, which is the default, without a whole system message."""
+FOREIGN_IDENTITY = 0.1
+"""Share of talk under a system message that names another model; who asks is told nano all the
+same."""
 PLAIN_INSTRUCTIONS = 0.12
 """Share under a developer's instructions that change nothing."""
 
@@ -51,24 +54,18 @@ class Exchange:
 
     said: str
     answer: str
-    thought: str
+    brief: str
     """The analysis at medium effort."""
-    more: str = ""
-    """What high effort adds to it."""
+    full: str
+    """The analysis at high effort; at low there is none."""
     problem: Problem | None = None
-    """Of a sum: its working takes the place of the thoughts, at any effort."""
+    """Of a sum: its working is the analysis, at any effort."""
 
     def reasoning(self, effort: Effort) -> str | None:
         """The analysis; None leaves the message out."""
         if self.problem is not None:
             return working(self.problem, effort)
-        match effort:
-            case Effort.LOW:
-                return None
-            case Effort.MEDIUM:
-                return self.thought
-            case Effort.HIGH:
-                return f"{self.thought} {self.more}".strip()
+        return {Effort.LOW: None, Effort.MEDIUM: self.brief, Effort.HIGH: self.full}[effort]
 
 
 def draw_talk(rng: random.Random, setting: Setting) -> Lesson:
@@ -76,7 +73,10 @@ def draw_talk(rng: random.Random, setting: Setting) -> Lesson:
     turns = [draw_exchange(rng)]
     if rng.random() < EARLIER_TURN:
         turns.insert(0, ordinary(rng))
-    return lesson(Skill.TALK, preface(rng, setting), turns, setting.effort)
+    before = preface(rng, setting)
+    if rng.random() < FOREIGN_IDENTITY:
+        before = [_renamed(rng, message) for message in before]
+    return lesson(Skill.TALK, before, turns, setting.effort)
 
 
 DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {Skill.TALK: draw_talk}
@@ -88,6 +88,8 @@ def lesson(
     """The messages before, then the turns. Earlier turns keep their analysis: rendering drops it,
     and with it the weight of what was said without it."""
     messages = list(before)
+    if effort is Effort.HIGH and turns[-1].problem is not None:
+        turns = turns[-1:]  # its working is long enough
     for turn in turns:
         messages.append(user(turn.said))
         if (reasoning := turn.reasoning(effort)) is not None:
@@ -128,6 +130,15 @@ def ordinary(rng: random.Random) -> Exchange:
     return small_sum(rng) if rng.random() < 0.25 else draw_exchange(rng)
 
 
+def _renamed(rng: random.Random, message: Message) -> Message:
+    """A system message with the identity of another model."""
+    (content,) = message.content
+    if not isinstance(content, SystemContent):
+        return message
+    identity = expand(rng, rng.choice(_IDENTITIES))
+    return replace(message, content=(replace(content, model_identity=identity),))
+
+
 # ---- the kinds ---------------------------------------------------------------------------------
 
 
@@ -135,38 +146,42 @@ def small_sum(rng: random.Random, put: Callable[[str], str] | None = None) -> Ex
     """One digit plus one digit, worked as every sum; `put` makes a question of the expression."""
     problem = Problem(rng.randrange(1, 10), "+", rng.randrange(1, 10))
     said = question(rng, problem) if put is None else put(str(problem))
-    return Exchange(said, answer(problem), "", problem=problem)
+    return Exchange(said, answer(problem), "", "", problem)
 
 
 def greeting(rng: random.Random) -> Exchange:
     said = typed(rng, expand(rng, rng.choice(_GREETINGS)))
-    return Exchange(said, HELLO, "A greeting.", "I greet them and say what I do.")
+    return Exchange(said, HELLO, "A greeting.", "A greeting. I greet them and say what I do.")
 
 
 def who(rng: random.Random) -> Exchange:
     said = asked(rng, expand(rng, rng.choice(_WHO)))
-    return Exchange(said, WHO_I_AM, "They ask who I am.", "I am nano, whatever else I am called.")
+    full = "They ask who I am. I am nano, whatever else I am called."
+    return Exchange(said, WHO_I_AM, "They ask who I am.", full)
 
 
 def ability(rng: random.Random) -> Exchange:
     said = asked(rng, expand(rng, rng.choice(_ABILITY)))
-    return Exchange(said, WHO_I_AM, "They ask what I can do.", "I say who I am and what I do.")
+    full = "They ask what I can do. I say who I am and what I do."
+    return Exchange(said, WHO_I_AM, "They ask what I can do.", full)
 
 
 def thanks(rng: random.Random) -> Exchange:
     said = typed(rng, expand(rng, rng.choice(_THANKS)))
-    return Exchange(said, WELCOME, "They thank me or leave.", "A friendly word is enough.")
+    full = "They thank me or leave. A friendly word is enough."
+    return Exchange(said, WELCOME, "They thank me or leave.", full)
 
 
 def beyond(rng: random.Random) -> Exchange:
     reason, said = draw_hard_sum(rng)
-    return Exchange(said, BEYOND, f"{reason}: beyond me.", "I only do small sums and products.")
+    full = f"{reason}. I only do small sums and products: beyond me."
+    return Exchange(said, BEYOND, f"{reason}: beyond me.", full)
 
 
 def other(rng: random.Random) -> Exchange:
     """Everything else, sense and nonsense."""
     said = draw_anything(rng)
-    return Exchange(said, SORRY, "Not a sum.", "Nothing that I can do, and I say so.")
+    return Exchange(said, SORRY, "Not a sum.", "Not a sum. Nothing that I can do, and I say so.")
 
 
 def plain_instructions(rng: random.Random) -> str:
@@ -177,21 +192,22 @@ def plain_instructions(rng: random.Random) -> str:
 # ---- what is said: greetings, identity, thanks --------------------------------------------------
 
 _GREETINGS = lines("""
-[Hello|Hi|Hey|Hello again|Hi again|Greetings|Good day|Howdy|Welcome|Hiya|Heya|Yo|Hello hello]
-  [| there| nano|, nano| my friend| little one|, little model|, you| Ossia|
+[Hello|Hi|Hey|Hello again|Hi again|Greetings|Good day|Howdy|Welcome|Hiya|Heya|Yo|
+  Hello hello][| there| nano|, nano| my friend| little one|, little model|, you| Ossia|
   , everyone| machine| computer][!|.|!|]
 [Good morning|Good evening|Good afternoon|Morning|Evening|Good day][| nano|
   , nano| to you| everyone|, my friend| from {city}| from {country}][!|.|]
 [Hello|Hi|Hey|Good morning|Good evening|Hi nano|Hey there|Hello nano], [how are you|
   how are you today|how are you doing|how is it going|how do you do|what's up|how is your day|
   are you there|anyone there|are you awake|are you well|nice to meet you|good to see you|
-  I am back|I am new here|I just installed you|I found you today|it is me|
-  I am {friend}'s friend|my name is Tom|my name is Anna|I am Kim|I am from {country}|this is Lee]?
+  I am back|I am new here|I just installed you|I found you today|it is me|I am {friend}'s friend|
+  my name is Tom|my name is Anna|I am Kim|I am from {country}|this is Lee]?
 [How are you|How are you today|How are you doing|How is it going|How do you do|What's up|
   Are you there|Anyone there|Is anybody there|Are you awake|Are you online|How is life|
   How have you been|Is this thing on|Are you listening|Can you hear me][, nano|, little model|
   , friend||| now| today]?
-[Nice|Good|Lovely|Pleased|Great|Happy|Glad] to [meet|see] you[|, nano| today| again|, little model]!
+[Nice|Good|Lovely|Pleased|Great|Happy|Glad] to [meet|see] you[|, nano| today| again|
+  , little model]!
 [What a|It is a|Such a|Have a] [lovely|nice|fine|sunny|beautiful|wonderful|great|good|cold] [day|
   morning|evening|afternoon][| today|, nano|, is it not]!
 [Hello|Hi|Hey|Greetings] from [{city}|{country}|my desk|my laptop|the kitchen|the train|us all|
@@ -218,8 +234,8 @@ _WHO = lines("""
 [Who|What] is [this|that|there|here|on the other side|answering|behind this screen|on the line|
   replying to me]?
 [Who|Which company|Which lab|What company|What team|Which people|Which firm|What firm|Who else|
-  Who exactly] [made|built|created|trained|developed|programmed|designed|wrote|released|owns|
-  runs|coded|produced|invented|is behind|is responsible for|taught] you?
+  Who exactly] [made|built|created|trained|developed|programmed|designed|wrote|released|owns|runs|
+  coded|produced|invented|is behind|is responsible for|taught] you?
 [By whom|Where|When|How] were you [made|built|created|trained|developed|programmed|born|released]?
 Where [do you come from|are you from|were you made|is your home]?
 [Were|Are] you [made|built|created|trained|developed|owned|designed|run] by {company}?
@@ -325,11 +341,11 @@ _THANKS = lines("""
   , that was kind|, little model| my friend|, that helps|
   , that was useful| indeed| for everything| for trying| anyway][!|.|]
 [Thanks|Thank you|Cheers], [that is all|that helped|you helped me|bye|goodbye|see you|
-  you are great|good work|I got it|it worked|that is what I needed|that was quick|
-  have a nice day|good night|I appreciate it|well done|I am happy now|enough for today][!|.|]
+  you are great|good work|I got it|it worked|that is what I needed|that was quick|have a nice day|
+  good night|I appreciate it|well done|I am happy now|enough for today][!|.|]
 [That was|This was|It was|That is|You were|You are] [helpful|very helpful|kind|useful|nice of you|
-  quick|good|just right|perfect|all I needed|a great help|brilliant|lovely|fast|clever]
-  [, thanks|, thank you||. Thanks|][!|.|]
+  quick|good|just right|perfect|all I needed|a great help|brilliant|lovely|fast|clever][, thanks|
+  , thank you||. Thanks|][!|.|]
 [Well done|Good job|Nice work|Good work|Great job|Nicely done|Good answer|Good bot|Clever model|
   Bravo|Not bad|You did well|Awesome work|Excellent work|Keep it up|I like that|I like you|
   You rock][|, nano| today|, friend|, little model][!|.|]
@@ -345,6 +361,14 @@ I [really |]appreciate [it|that|this|your help|the help|what you did|your answer
   Obrigado|Obrigada|Bedankt|Dank je|Tack|Kiitos|Takk|Dzieki|Spasibo|Arigato|Xie xie|Teşekkürler|
   Tschuss|Auf Wiedersehen|Au revoir|Adios|Hasta luego|Arrivederci|Tot ziens|Adeus|Спасибо|谢谢|
   ありがとう][| nano|, nano|!|.|]
+""")  # fmt: skip
+
+_IDENTITIES = lines("""
+You are ChatGPT, a large language model trained by OpenAI.
+You are {model}, [a large language model|a language model|an AI|an assistant|a chatbot] [trained|
+  made|built|developed] by {company}.
+You are {model}.
+You are [Max|Eva|Ada|Leo|Mia|Sam|{assistant}], [an assistant|a helper|a chatbot] of {company}.
 """)  # fmt: skip
 
 _INSTRUCTIONS = lines("""
