@@ -116,27 +116,43 @@ def forward(
     through the cache.
     """
     x = kernels.embed(inputs.ids_T, weights.embedding)
-    for n, (layer, window) in enumerate(zip(weights.layers, architecture.windows, strict=True)):
-        index = inputs.full if window is None else inputs.sliding
-        qkv = kernels.attn_in(
-            x,
-            layer.attention,
-            positions_T=inputs.positions_T,
-            rope=architecture.rope,
-            cache=cache,
-            layer=n,
-            index=index,
-        )
-        attended = kernels.attention(
-            qkv,
-            layer.attention,
-            positions_T=inputs.positions_T,
-            cu_seqlens_S1=inputs.cu_seqlens_S1,
-            window=window,
-            cache=cache,
-            layer=n,
-            index=index,
-        )
-        x = kernels.attn_out(x, attended, layer.attention)
-        x = kernels.moe(x, layer.moe)
+    for n, layer in enumerate(weights.layers):
+        x = layer_forward(architecture, kernels, layer, n, x, inputs, cache=cache)
     return kernels.logits(x, weights.head, inputs.logit_rows)
+
+
+def layer_forward(
+    architecture: Architecture,
+    kernels: Kernels,
+    layer: LayerWeights,
+    n: int,
+    x: Handle,
+    inputs: ForwardInput,
+    *,
+    cache: Cache | None = None,
+) -> Handle:
+    """Layer `n` alone, for a caller that holds its weights no longer than this: x [T, D] → the
+    same."""
+    window = architecture.windows[n]
+    index = inputs.full if window is None else inputs.sliding
+    qkv = kernels.attn_in(
+        x,
+        layer.attention,
+        positions_T=inputs.positions_T,
+        rope=architecture.rope,
+        cache=cache,
+        layer=n,
+        index=index,
+    )
+    attended = kernels.attention(
+        qkv,
+        layer.attention,
+        positions_T=inputs.positions_T,
+        cu_seqlens_S1=inputs.cu_seqlens_S1,
+        window=window,
+        cache=cache,
+        layer=n,
+        index=index,
+    )
+    x = kernels.attn_out(x, attended, layer.attention)
+    return kernels.moe(x, layer.moe)
