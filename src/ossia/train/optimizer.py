@@ -8,34 +8,44 @@ this size it reaches a loss in about half the tokens that AdamW needs (benchmark
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
 
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Quintic whose slope at zero is steep: five rounds bring singular values of any size into about
-[0.7, 1.2], which is orthogonal enough."""
+QUINTICS = (
+    (8.2193, -23.3375, 16.6266),
+    (3.9690, -2.8424, 0.5167),
+    (3.4626, -2.4982, 0.4802),
+    (2.4906, -1.7796, 0.4059),
+)
+"""One odd polynomial for each Newton-Schulz round, a·x + b·x³ + c·x⁵: together they bring singular
+values from 0.003 to 1 into [0.77, 1.22]. Each is the nearest to 1 over the interval that the one
+before leaves, as in Amsel et al. 2025 (The Polar Express, arXiv 2505.16932), with 2 % of room for
+rounding. The five equal rounds of Jordan et al. reach [0.68, 1.20]."""
 
 
-def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """[.., m, n] → the same singular vectors with singular values near 1, in bfloat16."""
-    a, b, c = NEWTON_SCHULZ
-    x = matrix.to(torch.bfloat16)
+    x = matrix.reshape(-1, *matrix.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(rounds):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
+    for a, b, c in QUINTICS:
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).reshape(matrix.shape)
 
 
 class Muon(torch.optim.Optimizer):
     """Matrices, or stacks of them [.., rows, columns], each orthogonalised by itself.
 
     The update is scaled by √max(1, rows / columns), so that one rate fits all shapes; decay is
-    decoupled.
+    decoupled. With `workers`, parameters are updated side by side, to the same values.
     """
 
     def __init__(
@@ -45,21 +55,34 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        workers: Executor | None = None,
     ) -> None:
+        self._workers = workers
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         assert closure is None, "the loss is not evaluated again"
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalize(weight.grad.lerp(momentum, group["momentum"]))  # Nesterov
-                rows, columns = weight.shape[-2:]
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+        updates = [
+            (group, weight, self.state[weight])
+            for group in self.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        ]
+        updates.sort(key=lambda update: -update[1].numel())  # large ones last would run alone
+        run = map if self._workers is None else self._workers.map
+        for _ in run(lambda update: _update(*update), updates):
+            pass
+
+
+@torch.no_grad()
+def _update(group: dict[str, Any], weight: Tensor, state: dict[str, Tensor]) -> None:
+    assert weight.grad is not None
+    if not state:
+        state["momentum"] = torch.zeros_like(weight)
+    momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+    update = orthogonalize(weight.grad.lerp(momentum, group["momentum"]))  # Nesterov
+    rows, columns = weight.shape[-2:]
+    if group["weight_decay"]:
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+    weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
