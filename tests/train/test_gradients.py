@@ -151,7 +151,9 @@ def test_the_comparison_sees_small_faults(fault):
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    "length", [129, *(pytest.param(n, marks=pytest.mark.slow) for n in LENGTHS if n != 129)]
+)
 def test_gradients_are_slopes_of_the_loss(length, rope):
     """Central differences of the training forward itself: of each tensor the element with the
     largest gradient and one drawn at random."""
