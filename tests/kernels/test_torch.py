@@ -121,6 +121,7 @@ def test_packed_experts_and_query_tiles_change_nothing(monkeypatch):
     kernels = TorchKernels(dtype=torch.float64)
     expected = run(kernels, model, inputs)
     monkeypatch.setattr("ossia.kernels.torch.kernels.DECODE_ONCE_BYTES", 0)
+    monkeypatch.setattr("ossia.kernels.torch.self_attention.QUERY_TILE", 16)
     monkeypatch.setattr("ossia.kernels.torch.attention.QUERY_TILE", 16)
     weight = kernels.prepare(Part.MOE, model.part(Part.MOE, 0), model.config.dims())
     assert isinstance(weight.gate_up, torch_experts.PackedExperts)
@@ -167,7 +168,7 @@ def trainable(model):
 )
 def test_gradient_equals_the_slope_of_the_loss(lengths, window, monkeypatch):
     """For every tensor, along a random direction, by central differences in float64."""
-    monkeypatch.setattr("ossia.kernels.torch.attention.QUERY_TILE", 64)
+    monkeypatch.setattr("ossia.kernels.torch.self_attention.QUERY_TILE", 64)
     model = RandomModel(
         tiny_config(
             num_hidden_layers=2,

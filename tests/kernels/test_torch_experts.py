@@ -3,6 +3,8 @@ equals differences of its value."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,16 @@ from ossia.kernels.torch.experts import Mixture, dispatch, mix
 LIMIT, ALPHA = 1.5, 1.702
 
 
-def arguments(T, D, E, I, k, *, dtype=torch.float64, unused=0):  # noqa: E741
+def arguments(
+    T,
+    D,
+    E,
+    width,
+    k,
+    *,
+    dtype=torch.float64,
+    unused=0,
+) -> tuple[list[Any], list[Any]]:
     """Of `mix`, with leaves for tensors; the last `unused` experts are never chosen."""
     generator = torch.Generator().manual_seed(T)
 
@@ -20,14 +31,14 @@ def arguments(T, D, E, I, k, *, dtype=torch.float64, unused=0):  # noqa: E741
 
     chosen_Tk = torch.stack([torch.randperm(E - unused, generator=generator)[:k] for _ in range(T)])
     plan = dispatch(chosen_Tk, torch.bincount(chosen_Tk.flatten(), minlength=E))
-    shapes = ((T, D), (T, k), (E, 2 * I, D), (E, 2 * I), (E, D, I), (E, D))
+    shapes = ((T, D), (T, k), (E, 2 * width, D), (E, 2 * width), (E, D, width), (E, D))
     return [leaf(*shape).requires_grad_() for shape in shapes], [plan, LIMIT, ALPHA]
 
 
 @pytest.mark.parametrize("T", [1, 9, 200])  # 200 · 4 rows: those of each expert are padded
 @pytest.mark.parametrize("unused", [0, 2])
 def test_equals_the_plain_mixture_in_value_and_gradient(T, unused):
-    tensors, rest = arguments(T, D=6, E=8, I=5, k=4, unused=unused)
+    tensors, rest = arguments(T, D=6, E=8, width=5, k=4, unused=unused)
     plan = rest[0]
     assert (sum(plan.sizes_E) > 4 * T) == (T == 200)
     plain, fast = mix(*tensors, *rest), Mixture.apply(*tensors, *rest)
@@ -42,12 +53,12 @@ def test_equals_the_plain_mixture_in_value_and_gradient(T, unused):
 
 
 def test_gradient_equals_differences():
-    tensors, rest = arguments(4, D=3, E=3, I=2, k=2)
+    tensors, rest = arguments(4, D=3, E=3, width=2, k=2)
     assert torch.autograd.gradcheck(lambda *t: Mixture.apply(*t, *rest), tensors)
 
 
 def test_clamped_gates_and_ups_carry_no_gradient():
-    tensors, rest = arguments(50, D=6, E=2, I=4, k=1)
+    tensors, rest = arguments(50, D=6, E=2, width=4, k=1)
     tensors[3].data[:] = 100.0  # every gate and up is beyond the limit
     grads = torch.autograd.grad(Mixture.apply(*tensors, *rest).sum(), tensors)
     assert not grads[0].any() and not grads[2].any() and not grads[3].any()
@@ -55,7 +66,7 @@ def test_clamped_gates_and_ups_carry_no_gradient():
 
 
 def test_bfloat16_products_stay_near():
-    tensors, rest = arguments(300, D=64, E=4, I=32, k=2)
+    tensors, rest = arguments(300, D=64, E=4, width=32, k=2)
     tensors[2].data *= 0.1
     expected = mix(*tensors, *rest)
     rounded = [

@@ -54,10 +54,7 @@ def make_padding(cu_seqlens_S1: np.ndarray, device: torch.device) -> Padding:
     sources: list[np.ndarray] = []
     target = np.zeros(int(cu_seqlens_S1[-1]), np.int64)
     row = 0
-    for sequences in _by_length(lengths):
-        length = int(lengths[sequences].max())
-        if length > LENGTH_GRANULE:  # decoding stays at 1
-            length = -(-length // LENGTH_GRANULE) * LENGTH_GRANULE
+    for sequences, length in groups_by_length(lengths):
         size = len(sequences) * length
         groups.append(Group(sequences, length, slice(row, row + size)))
         offsets = np.arange(length)
@@ -71,14 +68,27 @@ def make_padding(cu_seqlens_S1: np.ndarray, device: torch.device) -> Padding:
     )
 
 
-def _by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Non-empty sequences, sorted by length and cut where the ratio passes `PADDING_WASTE`."""
+def groups_by_length(lengths: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Non-empty sequences, sorted by length and cut where the ratio passes `PADDING_WASTE`, and the
+    length that each group is padded to."""
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     while len(order):
         fits = int(np.searchsorted(lengths[order], lengths[order[0]] * PADDING_WASTE, "right"))
-        yield order[:fits]
+        length = int(lengths[order[fits - 1]])
+        if length > LENGTH_GRANULE:  # decoding stays at 1
+            length = -(-length // LENGTH_GRANULE) * LENGTH_GRANULE
+        yield order[:fits], length
         order = order[fits:]
+
+
+def visible(queries: np.ndarray, keys: np.ndarray, window: int | None) -> np.ndarray:
+    """[…, queries, keys]: does the query see the key? Negative keys are holes."""
+    q, k = queries[..., :, None], keys[..., None, :]
+    sees = (k <= q) & (k >= 0)
+    if window is not None:
+        sees &= k > q - window
+    return sees
 
 
 def tiles(length: int) -> Iterator[tuple[int, int]]:
@@ -117,34 +127,3 @@ def attend(
     scores = torch.matmul(q * (1 / math.sqrt(d)), k) + bias
     out = torch.matmul(scores.softmax(-1), v)
     return out.unflatten(2, (G, L)).permute(0, 3, 1, 2, 4).reshape(s, L, H * d)
-
-
-# torch's own gradient of a gather is a serial scatter-add on the CPU; these are gathers too.
-
-
-class Pad(torch.autograd.Function):
-    """Ragged rows → padded rows. Padding repeats real rows, whose gradient it does not carry: what
-    comes out of padded rows is never used, and padded keys are never visible."""
-
-    @staticmethod
-    def forward(ctx, x, padding):  # type: ignore[override]
-        ctx.padding = padding
-        return x.index_select(0, padding.source)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        return grad.index_select(0, ctx.padding.target), None
-
-
-class Unpad(torch.autograd.Function):
-    """Padded rows → ragged rows; the gradient of padding is zero."""
-
-    @staticmethod
-    def forward(ctx, x, padding):  # type: ignore[override]
-        ctx.padding, ctx.rows = padding, len(x)
-        return x.index_select(0, padding.target)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        out = grad.new_zeros(ctx.rows, grad.shape[1])
-        return out.index_copy_(0, ctx.padding.target, grad), None

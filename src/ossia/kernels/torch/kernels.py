@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -40,14 +41,13 @@ from ossia.kernels.mxfp4 import Mxfp4Tensor
 from ossia.kernels.sampling import sample_rows
 from ossia.kernels.torch.attention import (
     Group,
-    Pad,
     Padding,
-    Unpad,
     apply_rope,
     attend,
     make_padding,
     row_indices,
     tiles,
+    visible,
 )
 from ossia.kernels.torch.experts import (
     Mixture,
@@ -58,11 +58,15 @@ from ossia.kernels.torch.experts import (
     dispatch,
     mix,
 )
+from ossia.kernels.torch.self_attention import Layout, SelfAttention, make_layout
 
 DECODE_ONCE_BYTES = 64 << 20
 """MXFP4 experts of one layer that decode into fewer bytes are decoded by `prepare`; larger ones
 stay packed and each selected expert is decoded in use (20b: 0.8 GB a layer decoded, 0.4 GB
 packed)."""
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class TorchKernels:
         self.cache_dtype = cache_dtype or dtype
         self.record_routing = record_routing
         self.routing: list[Routing] = []
-        self._padding: tuple[np.ndarray, Padding] | None = None
+        self._padding: _Latest[Padding] = _Latest()
+        self._layout: _Latest[Layout] = _Latest()
 
     @classmethod
     def in_bfloat16(cls, device: str | torch.device = "cpu") -> TorchKernels:
@@ -290,46 +295,29 @@ class TorchKernels:
         index: PagedIndex | None,
     ) -> Tensor:
         dims = weight.dims
-        H, K, d = dims.num_heads, dims.num_kv_heads, dims.head_dim
-        padding = self._pad(cu_seqlens_S1)
-        padded = Pad.apply(qkv if cache is None else qkv[:, : H * d], padding)
+        if cache is None:
+            layout = self._layout.of(
+                cu_seqlens_S1, lambda: make_layout(cu_seqlens_S1, dims, self.device)
+            )
+            return SelfAttention.apply(qkv, weight.sinks_H, layout, window, dims)
+        assert index is not None
+        padding = self._padding.of(cu_seqlens_S1, lambda: make_padding(cu_seqlens_S1, self.device))
+        width = dims.num_heads * dims.head_dim
+        padded = qkv[:, :width].index_select(0, padding.source)
         outputs: list[Tensor] = []
         for group in padding.groups:
-            rows = padded[group.rows].unflatten(0, (len(group.sequences), group.length))
-            q_sLHd = rows[..., : H * d].unflatten(2, (H, d))
-            if cache is None:
-                k_sLKd, v_sLKd = rows[..., H * d :].unflatten(2, (2, K, d)).unbind(2)
-                parts: list[Tensor] = []
-                for first, last in tiles(group.length):
-                    seen = 0 if window is None else max(0, first - window + 1)
-                    visible = self._visible(
-                        np.arange(first, last), np.arange(seen, last), window=window
-                    )
-                    parts.append(
-                        attend(
-                            q_sLHd[:, first:last],
-                            k_sLKd[:, seen:last],
-                            v_sLKd[:, seen:last],
-                            weight.sinks_H,
-                            visible,
-                        )
-                    )
-                outputs.append(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
-            else:
-                assert index is not None
-                outputs.append(
-                    self._attend_cached(
-                        q_sLHd,
-                        weight,
-                        group=group,
-                        first_positions=positions_T[cu_seqlens_S1[group.sequences]],
-                        window=window,
-                        pages=cache.layers[layer],
-                        tables=index.block_tables_SB[group.sequences],
-                    )
-                )
-        flat = [output.reshape(-1, H * d) for output in outputs]
-        return Unpad.apply(torch.cat(flat) if len(flat) > 1 else flat[0], padding)
+            q = padded[group.rows].view(len(group.sequences), group.length, -1, dims.head_dim)
+            attended = self._attend_cached(
+                q,
+                weight,
+                group=group,
+                first_positions=positions_T[cu_seqlens_S1[group.sequences]],
+                window=window,
+                pages=cache.layers[layer],
+                tables=index.block_tables_SB[group.sequences],
+            )
+            outputs.append(attended.reshape(-1, width))
+        return torch.cat(outputs).index_select(0, padding.target)
 
     def _attend_cached(
         self,
@@ -353,15 +341,21 @@ class TorchKernels:
             )
             table = np.ascontiguousarray(tables[:, blocks])
             keys = np.arange(blocks.start * block_size, blocks.stop * block_size)
-            visible = self._visible(
+            sees = visible(
                 first_positions[:, None] + np.arange(first, last),
                 np.where(table.repeat(block_size, axis=1) == NO_BLOCK, -1, keys),
-                window=window,
+                window,
             )
             # The cache is zeroed when made, so that what an unused slot holds is finite.
             kv = pages[row_indices(np.maximum(table, 0), self.device)].flatten(1, 2).to(self.dtype)
             outputs.append(
-                attend(q_sLHd[:, first:last], kv[:, :, 0], kv[:, :, 1], weight.sinks_H, visible)
+                attend(
+                    q_sLHd[:, first:last],
+                    kv[:, :, 0],
+                    kv[:, :, 1],
+                    weight.sinks_H,
+                    torch.from_numpy(sees).to(self.device),
+                )
             )
         return torch.cat(outputs, dim=1)
 
@@ -418,19 +412,18 @@ class TorchKernels:
             (angles.sin() * rope.concentration)[:, None].to(self.device, self.residual_dtype),
         )
 
-    def _visible(self, queries: np.ndarray, keys: np.ndarray, *, window: int | None) -> Tensor:
-        """[…, queries, keys]: does the query see the key? Negative keys are holes."""
-        q, k = queries[..., :, None], keys[..., None, :]
-        visible = (k <= q) & (k >= 0)
-        if window is not None:
-            visible &= k > q - window
-        return torch.from_numpy(visible).to(self.device)
 
-    def _pad(self, cu_seqlens_S1: np.ndarray) -> Padding:
-        """The same for every layer of a step, so the last one made is kept."""
-        if self._padding is None or self._padding[0] is not cu_seqlens_S1:
-            self._padding = (cu_seqlens_S1, make_padding(cu_seqlens_S1, self.device))
-        return self._padding[1]
+class _Latest(Generic[Made]):
+    """The last value made, kept for as long as it is asked for the same array: for the layers of a
+    step."""
+
+    def __init__(self) -> None:
+        self._last: tuple[np.ndarray, Made] | None = None
+
+    def of(self, array: np.ndarray, make: Callable[[], Made]) -> Made:
+        if self._last is None or self._last[0] is not array:
+            self._last = (array, make())
+        return self._last[1]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
