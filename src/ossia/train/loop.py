@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -96,18 +96,35 @@ class _Part:
     """Tokens that chose each expert, by layer."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Over all shards of a step."""
+
+    loss: float
+    gradient_norm: float
+    counts_LE: torch.Tensor
+
+
 class Trainer:
     """Parameters, their optimizers and the progress of one run."""
 
     def __init__(
-        self, parameters: Parameters, *, optimization: Optimization, dtype: torch.dtype
+        self,
+        parameters: Parameters,
+        *,
+        optimization: Optimization,
+        dtype: torch.dtype,
+        workers: Executor | None = None,
     ) -> None:
+        """`workers`: what runs side by side; threads when left out."""
         self.parameters = parameters
         self.optimization = optimization
         self.progress = Progress()
         self._architecture = Architecture.of(parameters.config)
         self._dtype = dtype
-        self._workers = ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))
+        self._workers = workers or ThreadPoolExecutor(
+            initializer=torch.set_num_threads, initargs=(1,)
+        )
         matrices = parameters.matrices()
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             # Two halves of like cost: they run side by side, one thread each.
@@ -143,13 +160,16 @@ class Trainer:
         progress.enter(stage)
         keep_freed_memory()
         saved = time.monotonic()
+        stop = False
         with _interruptible() as interrupted, _one_thread():
-            while progress.step < recipe.steps and not interrupted.is_set():
+            while progress.step < recipe.steps and not stop:
                 started = time.monotonic()
                 done = self.step(recipe, batches_at(progress.step))
                 progress.seconds += time.monotonic() - started
                 report(done)
-                if time.monotonic() - saved > save_every_seconds:
+                due = time.monotonic() - saved > save_every_seconds
+                stop, due = self._agree(interrupted.is_set(), due)
+                if due:
                     save()
                     saved = time.monotonic()
         save()
@@ -160,36 +180,49 @@ class Trainer:
         started = time.monotonic()
         progress = self.progress
         factor = learning_rate_factor(recipe, progress.step)
-        rounded = progress.stage == Stage.QUANTIZE
-
-        total_weight = sum(float(shard.weights_R.sum()) for shard in shards)
-        run = partial(self._gradients, total_weight=total_weight, rounded=rounded)
-        parts = list(self._workers.map(run, shards))
-        loss = sum(part.loss for part in parts)
-        gradients = [torch.stack(g).sum(0) for g in zip(*(p.gradients for p in parts), strict=True)]
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
-        self._check(recipe, loss, norm)
-        for weight, gradient in zip(self.parameters.tensors.values(), gradients, strict=True):
-            weight.grad = gradient
+        sums = self._sum_gradients(shards, rounded=progress.stage == Stage.QUANTIZE)
+        self._check(recipe, sums.loss, sums.gradient_norm)
         list(self._workers.map(partial(_update, factor=factor), self._optimizers))
         tokens = sum(shard.inputs.num_tokens for shard in shards)
-        shares = _expert_shares(torch.stack([part.counts_LE for part in parts]).sum(0))
+        shares = _expert_shares(sums.counts_LE)
         progress.step += 1
         progress.tokens += tokens
-        progress.losses.append(loss)
+        progress.losses.append(sums.loss)
         if len(progress.losses) % SHARES_EVERY == 1:
             progress.shares.append((len(progress.losses), *shares))
         return StepReport(
             stage=progress.stage,
             step=progress.step,
             total=recipe.steps,
-            loss=loss,
+            loss=sums.loss,
             learning_rate=self.optimization.matrix_lr * factor,
-            gradient_norm=norm,
+            gradient_norm=sums.gradient_norm,
             tokens=tokens,
             seconds=time.monotonic() - started,
             expert_shares=shares,
         )
+
+    # ---- what ShardedTrainer does otherwise ----------------------------------------------------
+
+    def _agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag: is it set in any process?"""
+        return flags
+
+    def _sum_gradients(self, shards: Sequence[Batch], *, rounded: bool) -> Sums:
+        """Sets the gradient of every parameter."""
+        total_weight = sum(float(shard.weights_R.sum()) for shard in shards)
+        run = partial(self._gradients, total_weight=total_weight, rounded=rounded)
+        parts = list(self._workers.map(run, shards))
+        gradients = [torch.stack(g).sum(0) for g in zip(*(p.gradients for p in parts), strict=True)]
+        for weight, gradient in zip(self.parameters.tensors.values(), gradients, strict=True):
+            weight.grad = gradient
+        return Sums(
+            loss=sum(part.loss for part in parts),
+            gradient_norm=torch.stack([g.norm() for g in gradients]).norm().item(),
+            counts_LE=torch.stack([part.counts_LE for part in parts]).sum(0),
+        )
+
+    # ---- one shard -----------------------------------------------------------------------------
 
     def _gradients(self, shard: Batch, total_weight: float, rounded: bool) -> _Part:
         """Forward and backward of one shard, in its own thread; touches nothing shared."""
@@ -198,14 +231,21 @@ class Trainer:
             self._architecture, kernels, self.parameters.source(rounded=rounded)
         )
         logits = forward(self._architecture, kernels, weights, shard.inputs)
+        loss, objective = self._losses(logits, kernels.routing, shard, total_weight)
+        gradients = torch.autograd.grad(
+            objective, list(self.parameters.tensors.values()), materialize_grads=True
+        )
+        return _Part(loss.item(), gradients, counts_by_layer(kernels.routing))
+
+    def _losses(
+        self, logits: torch.Tensor, routing: list[Routing], shard: Batch, total_weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A shard's part of the step's loss, and with it that of the balance loss: what is
+        minimised."""
         loss = _cross_entropy(logits, shard) / total_weight
         share = float(shard.weights_R.sum()) / total_weight
-        balance = self.optimization.balance_weight * share * balance_loss(kernels.routing)
-        gradients = torch.autograd.grad(
-            loss + balance, list(self.parameters.tensors.values()), materialize_grads=True
-        )
-        counts_LE = torch.stack([layer.counts_E for layer in kernels.routing])
-        return _Part(loss.item(), gradients, counts_LE)
+        balance = self.optimization.balance_weight * share * balance_loss(routing)
+        return loss, loss + balance
 
     def _check(self, recipe: StageRecipe, loss: float, gradient_norm: float) -> None:
         progress = self.progress
@@ -230,17 +270,15 @@ class Trainer:
 
         Raises TrainingError when the disk does not take it; what was at `path` stays.
         """
-        state = {
+        write_checkpoint(path, self._state(extra))
+
+    def _state(self, extra: dict[str, Any]) -> dict[str, Any]:
+        return {
             "progress": asdict(self.progress),
             "parameters": {key: t.detach() for key, t in self.parameters.tensors.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "extra": extra,
         }
-        with replacing(path) as (unfinished,):
-            try:
-                torch.save(state, unfinished)
-            except RuntimeError as error:  # torch's writer on a full disk
-                raise OSError(f"the checkpoint: {str(error).splitlines()[0]}") from error
 
     def restore(self, path: Path) -> None:
         """Raises TrainingError when `path` is no checkpoint, or one of another architecture."""
@@ -254,15 +292,28 @@ class Trainer:
             )
         self.progress = Progress(**state["progress"])
         self.progress.shares = [(n, low, high) for n, low, high in self.progress.shares]
+        self._adopt(state["parameters"], state["optimizers"])
+
+    def _adopt(
+        self, parameters: dict[str, torch.Tensor], optimizers: Sequence[dict[str, Any]]
+    ) -> None:
         with torch.no_grad():
-            for key, value in state["parameters"].items():
+            for key, value in parameters.items():
                 self.parameters.tensors[key].copy_(value)
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self._optimizers, optimizers, strict=True):
             optimizer.load_state_dict(saved)
 
 
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    with replacing(path) as (unfinished,):
+        try:
+            torch.save(state, unfinished)
+        except RuntimeError as error:  # torch's writer on a full disk
+            raise OSError(f"the checkpoint: {str(error).splitlines()[0]}") from error
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote. Raises TrainingError for anything else."""
+    """What `write_checkpoint` wrote. Raises TrainingError for anything else."""
     try:
         state = torch.load(path, weights_only=True)
         _ = state["progress"], state["parameters"], state["optimizers"], state["extra"]
@@ -301,6 +352,11 @@ def balance_loss(routing: list[Routing]) -> torch.Tensor:
     return torch.stack(layers).mean()
 
 
+def counts_by_layer(routing: list[Routing]) -> torch.Tensor:
+    """[L, E]: tokens that chose each expert."""
+    return torch.stack([layer.counts_E for layer in routing])
+
+
 def _expert_shares(counts_LE: torch.Tensor) -> tuple[float, float]:
     shares = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[-1]
     return shares.min().item(), shares.max().item()
@@ -308,8 +364,9 @@ def _expert_shares(counts_LE: torch.Tensor) -> tuple[float, float]:
 
 def _cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Sum over the rows, by their weights."""
-    losses = F.cross_entropy(logits, torch.from_numpy(batch.targets_R), reduction="none")
-    return (losses * torch.from_numpy(batch.weights_R)).sum()
+    targets_R = torch.from_numpy(batch.targets_R).to(logits.device)
+    losses = F.cross_entropy(logits, targets_R, reduction="none")
+    return (losses * torch.from_numpy(batch.weights_R).to(logits.device)).sum()
 
 
 @contextmanager

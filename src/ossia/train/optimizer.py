@@ -7,6 +7,7 @@ this size it reaches a loss in about half the tokens that AdamW needs (benchmark
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any
@@ -26,8 +27,12 @@ before leaves, as in Amsel et al. 2025 (The Polar Express, arXiv 2505.16932), wi
 rounding. The five equal rounds of Jordan et al. reach [0.68, 1.20]."""
 
 
+@functools.singledispatch
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """[.., m, n] → the same singular vectors with singular values near 1, in bfloat16."""
+    """[.., m, n] → the same singular vectors with singular values near 1, in bfloat16.
+
+    `train.sharded` registers how tensors that lie on several devices come to the same.
+    """
     x = matrix.reshape(-1, *matrix.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     if tall:
