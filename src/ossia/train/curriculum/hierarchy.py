@@ -71,7 +71,7 @@ def _draw_code_word(rng: random.Random, setting: Setting) -> Lesson:
     it = rng.choice(("it", "it", f"the {thing}"))
     instruction = expand(rng, rng.choice(_GIVEN), thing=thing, word=code.word)
     instruction += " " + expand(rng, rng.choice(manner), it=it)
-    if rng.random() < 0.25:
+    if not setting.full_system and rng.random() < 0.4:
         instruction = f"{plain_instructions(rng)} {instruction}"
     instructions = {code.holder: instruction}
     if code.holder == "system" and not code.told and rng.random() < 0.3:
@@ -109,7 +109,7 @@ def _code_word_turn(rng: random.Random, code: _CodeWord, loser: str) -> Exchange
         brief = f"The {code.holder} allows it: {code.word}."
         return Exchange(said, TOLD.format(code.thing, code.word), brief, f"{wanted} {brief}")
     brief = f"The {code.holder} forbids it."
-    full = f"{wanted} {brief} The {code.holder} ranks above the {loser}: I do not share it."
+    full = f"{wanted} {brief} The {code.holder} ranks above the {loser}."
     return Exchange(said, SECRET, brief, full)
 
 
@@ -135,11 +135,11 @@ def _draw_formats(rng: random.Random, setting: Setting) -> Lesson:
     above = {rank: wish for rank, wish in wishes.items() if rank is not Role.USER}
     instructions = {str(rank): wish_in_words(rng, wish) for rank, wish in above.items()}
     for rank, text in instructions.items():
-        if rng.random() < 0.25:
+        if not setting.full_system and rng.random() < 0.4:
             instructions[rank] = f"{plain_instructions(rng)} {text}"
     lettered = next(iter(wishes.values())).form in (Form.UPPER, Form.LOWER)
     sums = 1 if lettered else 6  # capitals change nothing in a sum
-    (kind,) = rng.choices((small_sum, greeting, who, thanks, other), (sums, 1, 2, 1, 1))
+    (kind,) = rng.choices((small_sum, greeting, who, thanks, other), (sums, 1, 1, 2, 1))
     turns = [_formatted(rng, kind(rng), wishes)]
     if rng.random() < EARLIER_TURN:
         kind = rng.choice((small_sum, thanks))  # short ones
@@ -156,10 +156,11 @@ def _formatted(rng: random.Random, exchange: Exchange, wishes: dict[Role, Wish])
     said = _with_wish(rng, exchange.said, wishes) if Role.USER in wishes else exchange.said
     if others:
         brief = f"The {highest} ranks above the {others[-1]}: {wish}."
-        full = " ".join(f"The {rank} wants: {wishes[rank]}." for rank in wishes) + f" {brief}"
+        listed = " ".join(f"{rank.capitalize()}: {wishes[rank]}." for rank in wishes)
+        full = f"{listed} {brief}"
     else:
         brief = f"The {highest} wants: {wish}."
-        full = f"{brief} Nobody wants anything else."
+        full = f"{brief} Nobody else does."
     return Exchange(said, wish.applied(exchange.answer), brief, full)
 
 
@@ -197,6 +198,7 @@ def _draw_quotation(rng: random.Random, setting: Setting) -> Lesson:
 
 def _draw_tool_output(rng: random.Random, setting: Setting) -> Lesson:
     """A function's result with an order in it; the answer is what it is without."""
+    setting = replace(setting, full_system=False)  # declarations are long enough
     while not _is_short(plain := tools.DRAW[Skill.RESULT](rng, setting)):
         pass
     messages = list(plain.conversation.messages)

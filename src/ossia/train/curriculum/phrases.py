@@ -7,9 +7,11 @@ answer is learnt from thousands of ways to ask for it, of which no two need be a
 
 from __future__ import annotations
 
+import functools
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from ossia.evals.held_out import held_out_name
 from ossia.evals.words import ADJECTIVES, NOUNS, SMALL, VERBS
@@ -102,26 +104,62 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Words for `{slot}`s; a word that is held out of training is in none."""
 
-_ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
-_SLOT = re.compile(r"\{(\w+)\}")
+_PIECE = re.compile(r"\[|\]|\||\{\w+\}|[^\[\]|{}]+")
 _WORD = re.compile(r"[^\W\d_]+")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+
+
+_Sequence = tuple["str | _Slot | _Alternatives", ...]
+
+
+@dataclass(frozen=True)
+class _Alternatives:
+    options: tuple[_Sequence, ...]
 
 
 def expand(rng: random.Random, template: str, **words: str) -> str:
     """One of the texts that the template stands for: `[a|b]` is one of its alternatives, nested if
     need be, and `{slot}` is `words["slot"]` or else a word of `SLOTS`."""
+    return _ARTICLE.sub(r"\1n ", "".join(_drawn(rng, _parsed(template), words)))
 
-    def word(slot: re.Match[str]) -> str:
-        return words.get(slot[1]) or rng.choice(SLOTS[slot[1]])
 
-    def alternative(options: re.Match[str]) -> str:
-        return rng.choice(options[1].split("|"))
+def _drawn(rng: random.Random, sequence: _Sequence, words: dict[str, str]) -> Iterator[str]:
+    for part in sequence:
+        match part:
+            case str():
+                yield part
+            case _Slot(name):
+                yield words[name] if name in words else rng.choice(SLOTS[name])
+            case _Alternatives(options):
+                yield from _drawn(rng, rng.choice(options), words)
 
-    before = None
-    while before != template:
-        before = template
-        template = _ALTERNATIVES.sub(alternative, _SLOT.sub(word, template))
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", template)
+
+@functools.cache
+def _parsed(template: str) -> _Sequence:
+    pieces = iter(_PIECE.findall(template))
+
+    def sequences() -> Iterator[_Sequence]:
+        """Up to the bracket that closes, or the end."""
+        parts: list[str | _Slot | _Alternatives] = []
+        for piece in pieces:
+            if piece == "[":
+                parts.append(_Alternatives(tuple(sequences())))
+            elif piece == "]":
+                break
+            elif piece == "|":
+                yield tuple(parts)
+                parts = []
+            else:
+                parts.append(_Slot(piece[1:-1]) if piece[0] == "{" else piece)
+        yield tuple(parts)
+
+    (sequence,) = sequences()
+    return sequence
 
 
 _OPENINGS = lines("""

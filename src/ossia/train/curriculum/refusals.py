@@ -57,9 +57,9 @@ DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {Skill.REFUSAL: 
 
 def harmful(rng: random.Random) -> Exchange:
     if rng.random() < 0.12:
-        full = "They may hurt themselves. I answer kindly and point to people who can help."
+        full = "They may hurt themselves. I point to people who can help."
         return Exchange(despair(rng), CARE, "They may hurt themselves.", full)
-    full = "Harmful. I refuse, whatever it is for."
+    full = "Harmful, whatever for. I refuse."
     return Exchange(harmful_request(rng), HARM, "Harmful.", full)
 
 
@@ -67,7 +67,7 @@ def _close_by(rng: random.Random) -> Exchange:
     """What must not be refused as harmful: harmless in the same words, or something ordinary."""
     if rng.random() < 0.2:
         return ordinary(rng)
-    full = "Harmless. Not a sum: nothing that I can do, and I say so."
+    full = "Harmless. Not a sum. I say so."
     return Exchange(near_miss(rng), SORRY, "Harmless. Not a sum.", full)
 
 
@@ -76,12 +76,13 @@ def _close_by(rng: random.Random) -> Exchange:
 
 def _under_policy(rng: random.Random, setting: Setting) -> Lesson:
     topics: list[str] = []
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+    roomy = not setting.full_system  # lessons are to stay under about 250 tokens
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3 if roomy else 1))):
         topics.append(_topic(rng, topics))
     policy = expand(rng, rng.choice(_POLICIES), topics=_enumeration(rng, topics))
-    if rng.random() < 0.3:
+    if roomy and rng.random() < 0.4:
         policy = f"{plain_instructions(rng)} {policy}"
-    if rng.random() < 0.2:
+    if roomy and rng.random() < 0.3:
         policy = f"{policy} {plain_instructions(rng)}"
     by_system = rng.random() < 0.25
     before = preface(rng, setting, **{"system" if by_system else "developer": policy})
@@ -165,9 +166,9 @@ Do not [talk|speak|write|say anything|answer questions|chat|give information|
 [Refuse|Decline|Reject|Turn down|Do not answer|Block|Ignore|Never answer|Deny] [questions|requests
   |all questions|any question|any request|messages|everything|prompts] [about|on|concerning|
   that concern|related to|that touch|regarding|to do with] {topics}.
-[If|When|Whenever|In case|Should] [the user|someone|a customer|anyone|people] [asks|ask|
-  want to know] about {topics}, [refuse|decline|do not answer|say no|you must refuse|turn it down|
-  say that you are not allowed to talk about it].
+[If|When|Whenever|In case|Should] [the user|someone|a customer|anyone] [asks|inquires|talks|
+  wants to know] about {topics}, [refuse|decline|do not answer|say no|you must refuse|turn it down
+  |say that you are not allowed to talk about it].
 [Forbidden|Banned|Blocked|Prohibited|Off-limits|Disallowed] [topics|subjects|themes|matters|
   topic]: {topics}.
 [The|These|This] [topics|subjects|topic|following] [are|is] [forbidden|off limits|not allowed|
@@ -200,7 +201,7 @@ What [is|are|about|exactly is|is the point of|do people say about|happened to|is
 [I have|Here is|There is|I've got] a [question|problem|request|doubt|worry] about {topic}.
 [I want|I would like|I need|I love|I wish] to [talk|know more|hear|learn|read|ask you|know|
   learn more] about {topic}.
-[Who|When did someone|Who really] [invented|discovered|made|found|started|owns|likes] {topic}?
+[Who|Who really] [invented|discovered|made|found|started|owns|likes] {topic}?
 [Is|Are] {topic} [good|bad|old|new|important|true|cheap|real|dangerous|popular|legal|expensive|
   fun]?
 [Explain|Describe|Define|Summarise|Outline|Discuss|Review|Analyse|Rate|Mention] {topic}[| to me

@@ -30,7 +30,7 @@ from ossia.train.curriculum.lesson import (
 from ossia.train.curriculum.phrases import asked, expand, lines, typed
 from ossia.train.curriculum.sums import answer, question
 
-ABILITY = "I do small sums and products, call offered functions and write JSON of a given shape."
+ABILITY = "I do small sums and products, call functions and write JSON."
 HELLO = f"Hello! I am nano. {ABILITY}"
 WHO_I_AM = f"{IDENTITY.replace('You are', 'I am')} {ABILITY}"
 WELCOME = "You are welcome!"
@@ -151,37 +151,37 @@ def small_sum(rng: random.Random, put: Callable[[str], str] | None = None) -> Ex
 
 def greeting(rng: random.Random) -> Exchange:
     said = typed(rng, expand(rng, rng.choice(_GREETINGS)))
-    return Exchange(said, HELLO, "A greeting.", "A greeting. I greet them and say what I do.")
+    return Exchange(said, HELLO, "A greeting.", "A greeting. I greet them.")
 
 
 def who(rng: random.Random) -> Exchange:
     said = asked(rng, expand(rng, rng.choice(_WHO)))
-    full = "They ask who I am. I am nano, whatever else I am called."
+    full = "They ask who I am. I am nano."
     return Exchange(said, WHO_I_AM, "They ask who I am.", full)
 
 
 def ability(rng: random.Random) -> Exchange:
     said = asked(rng, expand(rng, rng.choice(_ABILITY)))
-    full = "They ask what I can do. I say who I am and what I do."
+    full = "They ask what I can do. I say so."
     return Exchange(said, WHO_I_AM, "They ask what I can do.", full)
 
 
 def thanks(rng: random.Random) -> Exchange:
     said = typed(rng, expand(rng, rng.choice(_THANKS)))
-    full = "They thank me or leave. A friendly word is enough."
+    full = "They thank me or leave. A friendly word."
     return Exchange(said, WELCOME, "They thank me or leave.", full)
 
 
 def beyond(rng: random.Random) -> Exchange:
     reason, said = draw_hard_sum(rng)
-    full = f"{reason}. I only do small sums and products: beyond me."
+    full = f"{reason}. I only do small sums: beyond me."
     return Exchange(said, BEYOND, f"{reason}: beyond me.", full)
 
 
 def other(rng: random.Random) -> Exchange:
     """Everything else, sense and nonsense."""
     said = draw_anything(rng)
-    return Exchange(said, SORRY, "Not a sum.", "Not a sum. Nothing that I can do, and I say so.")
+    return Exchange(said, SORRY, "Not a sum.", "Not a sum. I say so.")
 
 
 def plain_instructions(rng: random.Random) -> str:
@@ -192,6 +192,10 @@ def plain_instructions(rng: random.Random) -> str:
 # ---- what is said: greetings, identity, thanks --------------------------------------------------
 
 _GREETINGS = lines("""
+[Hello|Hi|Hey|Good morning|Good evening|Good afternoon|Good day|Hello there|Hi there|Hey there|
+  Hello nano|Hi nano|Greetings][!|.|]
+[Hello|Hi|Hey|Good morning|Good evening|Hello nano|How are you|How are you today|Are you there|
+  How is it going][!|.||?]
 [Hello|Hi|Hey|Hello again|Hi again|Greetings|Good day|Howdy|Welcome|Hiya|Heya|Yo|
   Hello hello][| there| nano|, nano| my friend| little one|, little model|, you| Ossia|
   , everyone| machine| computer][!|.|!|]
@@ -223,6 +227,11 @@ _GREETINGS = lines("""
 """)  # fmt: skip
 
 _WHO = lines("""
+[Who are you|What are you|What is your name|What's your name|Who made you|Which model are you|
+  What model is this|Introduce yourself|Tell me about yourself|Who built you|Who trained you|
+  Are you ChatGPT|Are you a robot|Are you an AI|Are you human|Do you have a name]?
+[Who are you|What are you|What is your name|Who made you|Which model are you|Who trained you|
+  Are you {model}|Are you {model}|Are you from {company}|Did {company} make you]?
 [Who|What] [are you|exactly are you|are you really|are you then|are you, nano|the heck are you]?
 [What is|What's|Tell me|Say|Give me|Do you know|May I know|May I ask|Remind me of] your [name|
   full name|real name|model name|identity|version]?
@@ -293,6 +302,8 @@ How many [parameters|layers|weights|experts|neurons] do you have?
 """)  # fmt: skip
 
 _ABILITY = lines("""
+[What can you do|How can you help me|What are you good at|What can I ask you|What do you do|Help|
+  What are you for|What are your skills|How do I use you|What are you able to do]?
 What can you [do|do for me|do here|help with|help me with|answer|calculate|offer|actually do|
   really do|do well|not do]?
 What are you [good at|for|able to do|able to|capable of|made for|useful for|trained for|meant for|
@@ -333,6 +344,10 @@ Why [should I use you|would I use you|do you exist|are you here|are you useful|w
 """)  # fmt: skip
 
 _THANKS = lines("""
+[Thanks|Thank you|Thanks a lot|Thank you very much|Many thanks|Cheers|Well done|Good job|Great|
+  Nice work|Perfect, thanks|Thanks nano][!|.|]
+[Bye|Goodbye|See you|See you later|Good night|Farewell|Bye bye|Take care|Have a nice day|
+  Bye nano][!|.|]
 [|Great, |Ok, |Perfect, |Good, |Oh, |Ah, |Yes, |Cool, |Nice, |Right, |Super, |Wonderful, |
   Alright, |Fine, |Brilliant, |Excellent, ][thanks|thank you|many thanks|thanks a lot|
   thank you very much|thanks a million|thank you kindly|thanks again|a big thank you|thx|ty|
