@@ -101,11 +101,6 @@ def row_indices(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.int64)).to(device)
 
 
-def apply_rope(x_Thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x_Thd.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
 def attend(
     q_sLHd: Tensor, k_sNKd: Tensor, v_sNKd: Tensor, sinks_H: Tensor, visible: Tensor
 ) -> Tensor:

@@ -42,13 +42,13 @@ from ossia.kernels.sampling import sample_rows
 from ossia.kernels.torch.attention import (
     Group,
     Padding,
-    apply_rope,
     attend,
     make_padding,
     row_indices,
     tiles,
     visible,
 )
+from ossia.kernels.torch.elementwise import RmsNorm, Rotate
 from ossia.kernels.torch.experts import (
     Mixture,
     PackedExperts,
@@ -138,6 +138,7 @@ class TorchKernels:
         self.cache_dtype = cache_dtype or dtype
         self.record_routing = record_routing
         self.routing: list[Routing] = []
+        self._angles: _Latest[tuple[Tensor, Tensor]] = _Latest()
         self._padding: _Latest[Padding] = _Latest()
         self._layout: _Latest[Layout] = _Latest()
 
@@ -269,12 +270,10 @@ class TorchKernels:
         """[T, (H + 2K) · d]: q, k, v, the first two rotated."""
         dims = weight.dims
         H, K, d = dims.num_heads, dims.num_kv_heads, dims.head_dim
-        normed = rms_norm(x, weight.norm_D, dims.rms_norm_eps).to(self.dtype)
+        normed = RmsNorm.apply(x, weight.norm_D, dims.rms_norm_eps).to(self.dtype)
         qkv = F.linear(normed, weight.qkv, weight.qkv_bias)
-        rotated = (H + K) * d
-        cos, sin = self._rotation(positions_T, rope)
-        qk = apply_rope(qkv[:, :rotated].unflatten(1, (H + K, d)), cos, sin)
-        qkv = torch.cat([qk.to(self.dtype).flatten(1), qkv[:, rotated:]], dim=1)
+        cos, sin = self._angles.of(positions_T, lambda: self._rotation(positions_T, rope))
+        qkv = Rotate.apply(qkv, cos, sin, H + K)
         if cache is not None:
             assert index is not None
             slots = cache.layers[layer].view(-1, 2, K, d)
@@ -365,7 +364,7 @@ class TorchKernels:
     def moe(self, x: Tensor, weight: MoeWeights) -> Tensor:
         dims = weight.dims
         E, k = dims.num_experts, dims.experts_per_token
-        normed = rms_norm(x, weight.norm_D, dims.rms_norm_eps)
+        normed = RmsNorm.apply(x, weight.norm_D, dims.rms_norm_eps)
         logits_TE = F.linear(normed, weight.router_ED, weight.router_bias_E)
         # A stable sort keeps the lowest index among equals, as topk does not promise.
         top_Tk, chosen_Tk = logits_TE.sort(dim=-1, descending=True, stable=True)
@@ -392,7 +391,7 @@ class TorchKernels:
     def logits(self, x: Tensor, weight: Head, rows: np.ndarray) -> Tensor:
         every_row = len(rows) == len(x) and np.array_equal(rows, np.arange(len(x)))
         chosen = x if every_row else x.index_select(0, row_indices(rows, self.device))
-        normed = rms_norm(chosen, weight.norm_D, weight.dims.rms_norm_eps)
+        normed = RmsNorm.apply(chosen, weight.norm_D, weight.dims.rms_norm_eps)
         return F.linear(normed.to(self.dtype), weight.weight_VD).to(self.residual_dtype)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledTokens:
@@ -424,10 +423,6 @@ class _Latest(Generic[Made]):
         if self._last is None or self._last[0] is not array:
             self._last = (array, make())
         return self._last[1]
-
-
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, weight_D.shape, weight_D, eps)
 
 
 def from_array(array: np.ndarray) -> Tensor:
