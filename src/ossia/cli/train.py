@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,8 @@ from ossia.cli import train_check
 from ossia.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
+    from ossia.train.distributed import World
     from ossia.train.loop import StepReport
-    from ossia.train.recipe import Stage
     from ossia.train.stages import Run
 
 app = typer.Typer(
@@ -67,28 +68,32 @@ def nano(
     """Train a model through all stages: tokenizer, data, pretrain, sft, quantize, export.
 
     Without --recipe it is nano, from nothing. Ctrl-C saves after the step in progress; --resume
-    goes on from there. The model lands in DIR/model.
+    goes on from there. The model lands in DIR/model. On several devices: torchrun
+    --nproc-per-node N -m ossia train nano.
     """
-    _require_torch()
-    from ossia.train.recipe import Stage
-    from ossia.train.stages import Run, train_all
+    with _processes() as world:
+        from ossia.train.recipe import Stage
+        from ossia.train.stages import Run, train_all
 
-    if resume:
-        given = {"--minutes": minutes, "--seed": seed, "--continue": continue_from}
-        _refuse_with_resume({**given, "--recipe": recipe})
-        run = Run.reopen(out)
-    else:
-        run = Run.begin(_recipe(recipe or "nano", seed), out)
-        if continue_from is not None:
-            run.continue_from(continue_from)
+        if resume:
+            given = {"--minutes": minutes, "--seed": seed, "--continue": continue_from}
+            _refuse_with_resume({**given, "--recipe": recipe})
+            run = Run.reopen(out, world=world)
         else:
-            _say("Learning the vocabulary …")
-            run.make_tokenizer()
-        if minutes is not None:
-            run.fit_into(minutes, stages=tuple(s for s in Stage if not run.finished(s)))
-    fidelity = train_all(run, resume=resume, report=_ProgressLine())
+            run = Run.begin(_recipe(recipe or "nano", seed), out, world=world)
+            if continue_from is not None:
+                run.continue_from(continue_from)
+            else:
+                if world.is_first:
+                    _say("Learning the vocabulary …")
+                run.make_tokenizer()
+            if minutes is not None:
+                run.fit_into(minutes, stages=tuple(s for s in Stage if not run.finished(s)))
+        fidelity = train_all(run, resume=resume, report=_ProgressLine())
     if fidelity is None:
-        _stopped("nano", out)
+        _stopped("nano", run)
+    if not world.is_first:
+        return
     print(f"The model is in {run.folder.model}; try: ossia chat --model {run.folder.model}")
     _print_fidelity(run)
     print(f"What it gets right on problems held out: ossia eval nano --model {run.folder.model}")
@@ -97,9 +102,11 @@ def nano(
 @app.command()
 def tokenizer(out: OutOption = DEFAULT_OUT, recipe: RecipeOption = None) -> None:
     """Learn the vocabulary from the curriculum's own text: DIR/tokenizer."""
-    run = _open(out, recipe)
-    run.make_tokenizer()
-    print(f"{run.folder.tokenizer}: {run.recipe.architecture.vocab_size} tokens")
+    with _processes() as world:
+        run = _open(out, recipe, world)
+        run.make_tokenizer()
+    if world.is_first:
+        print(f"{run.folder.tokenizer}: {run.recipe.architecture.vocab_size} tokens")
 
 
 @app.command()
@@ -125,20 +132,22 @@ def data(
     """Filter data and report what was dropped: your FILEs into DIR/kept.jsonl; without FILEs, a
     sample of what the stages will read into DIR/data.
     """
-    _require_torch()
-    if files:
-        from ossia.train.filter import run_filter
-        from ossia.train.source import rules_named
+    with _processes() as world:
+        if files:
+            from ossia.train.filter import run_filter
+            from ossia.train.source import rules_named
 
-        report = run_filter(files, out, rules_named(rules or ["cbrn"]))
-        where = out
-    else:
-        if rules:
-            raise UsageError("--rule goes with FILEs; a recipe names its own rules (filters).")
-        run = _open(out, recipe)
-        report, where = run.make_data(count=count), run.folder.data
-    print(report.to_markdown())
-    print(f"Written to {where}.")
+            given = files
+            report = world.first(lambda: run_filter(given, out, rules_named(rules or ["cbrn"])))
+            where = out
+        else:
+            if rules:
+                raise UsageError("--rule goes with FILEs; a recipe names its own rules (filters).")
+            run = _open(out, recipe, world)
+            report, where = run.make_data(count=count), run.folder.data
+    if world.is_first:
+        print(report.to_markdown())
+        print(f"Written to {where}.")
 
 
 @app.command()
@@ -168,30 +177,41 @@ def quantize(
 @app.command()
 def export(out: OutOption = DEFAULT_OUT) -> None:
     """Write the model folder from the end of quantize: DIR/model."""
-    run = _open(out, None)
-    run.export()
-    print(f"The model is in {run.folder.model}; try: ossia chat --model {run.folder.model}")
-    _print_fidelity(run)
+    with _processes() as world:
+        run = _open(out, None, world)
+        run.export()
+    if world.is_first:
+        print(f"The model is in {run.folder.model}; try: ossia chat --model {run.folder.model}")
+        _print_fidelity(run)
 
 
 def _train(stage: str, out: Path, recipe: str | None, resume: bool) -> None:
-    run = _open(out, recipe)
-    from ossia.train.recipe import Stage
+    with _processes() as world:
+        from ossia.train.recipe import Stage
 
-    which: Stage = Stage(stage)
-    if not run.train(which, resume=resume, report=_ProgressLine()):
-        _stopped(stage, out)
-    print(f"{stage} is finished: {run.folder.end_of(which)}")
+        run, which = _open(out, recipe, world), Stage(stage)
+        finished = run.train(which, resume=resume, report=_ProgressLine())
+    if not finished:
+        _stopped(stage, run)
+    if world.is_first:
+        print(f"{stage} is finished: {run.folder.end_of(which)}")
 
 
-def _open(out: Path, recipe: str | None) -> Run:
-    """The run in the folder, or a new one."""
+def _processes() -> AbstractContextManager[World]:
+    """Those that torchrun started, or this one alone."""
     _require_torch()
+    from ossia.train.distributed import join
+
+    return join()
+
+
+def _open(out: Path, recipe: str | None, world: World) -> Run:
+    """The run in the folder, or a new one."""
     from ossia.train.stages import Run, RunFolder
 
-    if not RunFolder(out).recipe.exists():
-        return Run.begin(_recipe(recipe or "nano", None), out)
-    run = Run.reopen(out)
+    if not world.first(RunFolder(out).recipe.exists):
+        return Run.begin(_recipe(recipe or "nano", None), out, world=world)
+    run = Run.reopen(out, world=world)
     if recipe is not None and _recipe(recipe, None) != run.recipe:
         raise UsageError(
             f"{out} holds a run of another recipe than {recipe}; leave --recipe out to go on with "
@@ -227,9 +247,11 @@ def _refuse_with_resume(options: dict[str, object]) -> None:
         )
 
 
-def _stopped(command: str, out: Path) -> None:
-    _say("")
-    print(f"Stopped and saved. Go on with: ossia train {command} --resume --out {out}")
+def _stopped(command: str, run: Run) -> None:
+    if run.world.is_first:
+        _say("")
+        out = run.folder.folder
+        print(f"Stopped and saved. Go on with: ossia train {command} --resume --out {out}")
     raise typer.Exit(130)
 
 

@@ -98,5 +98,11 @@ def _key(part: Part, layer: int | None, name: str) -> str:
     return f"{part.value}.{name}" if layer is None else f"{part.value}.{layer}.{name}"
 
 
+def layer_of(key: str) -> int | None:
+    """None for the embedding and the head."""
+    middle = key.split(".")[1:-1]
+    return int(middle[0]) if middle else None
+
+
 def _name(key: str) -> str:
     return key.rpartition(".")[2]

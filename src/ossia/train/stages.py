@@ -12,6 +12,7 @@ OUT/model/              the exported model, in the Hugging Face layout
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -30,6 +32,7 @@ from ossia.model.checkpoint import open_checkpoint
 from ossia.model.hub import resolve_model
 from ossia.train.curriculum.lessons import draw
 from ossia.train.data import encode
+from ossia.train.distributed import ALONE, World
 from ossia.train.export import Fidelity, export_model
 from ossia.train.files import replacing
 from ossia.train.filter import FilterReport
@@ -46,7 +49,12 @@ TOKENIZER_SEED = 7
 TIMED_STEPS = 6
 """Steps that are taken, and forgotten, to find out how many fit into a number of minutes."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 Report = Callable[[StepReport], None]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -79,41 +87,44 @@ class RunFolder:
         return self.folder / "model"
 
 
-class Run:
-    """One run of one recipe in one folder."""
+def _once(method: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
+    """Of a run's method: the first process runs it, all get its result."""
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, dtype: str) -> None:
-        self.folder, self.recipe, self.dtype = folder, recipe, dtype
+    @functools.wraps(method)
+    def run_once(self: Run, *args: P.args, **options: P.kwargs) -> R:
+        return self.world.first(lambda: method(self, *args, **options))
+
+    return run_once
+
+
+class Run:
+    """One run of one recipe in one folder. Where several processes share it, each has one and calls
+    the same methods in the same order."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, dtype: str, world: World = ALONE) -> None:
+        world.check_shards(recipe.shards)
+        self.folder, self.recipe, self.dtype, self.world = folder, recipe, dtype, world
 
     # ---- beginning -----------------------------------------------------------------------------
 
     @classmethod
-    def begin(cls, recipe: Recipe, folder: Path) -> Run:
+    def begin(cls, recipe: Recipe, folder: Path, *, world: World = ALONE) -> Run:
         """A new run in `folder`, which must hold none. Raises TrainingError."""
-        place = RunFolder(folder)
-        if place.recipe.exists() or place.checkpoint.exists() or place.model.exists():
-            raise TrainingError(
-                f"{folder} holds a run already; go on with it (--resume) or name another (--out)."
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(
-                f"{folder}: the run's folder cannot be made ({error.strerror}); name another "
-                "(--out)."
-            ) from error
-        run = cls(place, recipe, fastest_dtype() if recipe.dtype == "auto" else recipe.dtype)
-        run._write_recipe()
+        dtype = recipe.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if world.device.type == "cuda" else world.first(fastest_dtype)
+        run = cls(RunFolder(folder), recipe, dtype, world)
+        run._make_folder()
         return run
 
     @classmethod
-    def reopen(cls, folder: Path) -> Run:
+    def reopen(cls, folder: Path, *, world: World = ALONE) -> Run:
         """The run that is in `folder`, under its own recipe. Raises TrainingError."""
         place = RunFolder(folder)
         try:
             values = json.loads(place.recipe.read_text("utf-8"))
             recipe = Recipe.from_json(values["recipe"], source=str(place.recipe))
-            return cls(place, recipe, values["dtype"])
+            dtype = values["dtype"]
         except FileNotFoundError:
             raise TrainingError(
                 f"{folder}: there is no run here to go on with; expected recipe.json, which "
@@ -121,11 +132,12 @@ class Run:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{place.recipe}: this is not the recipe of a run.") from error
+        return cls(place, recipe, dtype, world)
 
     def fit_into(self, minutes: float, *, stages: tuple[Stage, ...] = tuple(Stage)) -> None:
         """Scale the stages' steps to about so much time on this machine, by timing a few."""
         tokenizer = self._load_tokenizer()
-        trainer = self._trainer()
+        trainer = self._trainer_of_all()
         source = Source(self.recipe, Stage.SFT, tokenizer)
         trainer.progress.enter(Stage.SFT)
         seconds: list[float] = []
@@ -136,9 +148,11 @@ class Run:
         middle = sorted(seconds)[len(seconds) // 2]
         per_token = middle / self.recipe.sft.batch_tokens
         tokens = sum(self.recipe.stage(s).steps * self.recipe.stage(s).batch_tokens for s in stages)
-        self.recipe = self.recipe.scaled(minutes * 60 / (per_token * tokens))
-        self._write_recipe()
+        factor = minutes * 60 / (per_token * tokens)
+        self.recipe = self.world.first(lambda: self.recipe.scaled(factor))
+        self.world.first(self._write_recipe)
 
+    @_once
     def continue_from(self, model: str | Path) -> None:
         """Begin with a model that exists, with its sizes and vocabulary, in place of the first
         stages; its name as for `--model`."""
@@ -163,6 +177,7 @@ class Run:
 
     # ---- the stages ----------------------------------------------------------------------------
 
+    @_once
     def make_tokenizer(self) -> None:
         """Learn the vocabulary from the curriculum as it will be rendered."""
         recipe, folder = self.recipe, self.folder.tokenizer
@@ -175,6 +190,7 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
 
+    @_once
     def make_data(self, *, count: int = 2000) -> FilterReport:
         """A sample of what the stages will read, and what the filter dropped of it."""
         return write_sample(self.recipe, self.folder.data, count=count)
@@ -183,7 +199,7 @@ class Run:
         """One stage, from the end of the one before it, or from where it was interrupted. False
         when Ctrl-C stopped it. Raises TrainingError, also when the stage before was not run."""
         tokenizer = self._load_tokenizer()
-        trainer = self._trainer()
+        trainer = self._trainer_of_all()
         start = self._start_of(stage, resume)
         if start is not None:
             trainer.restore(start)
@@ -191,16 +207,21 @@ class Run:
             stage,
             self.recipe.stage(stage),
             Source(self.recipe, stage, tokenizer).batches_at,
-            report=report,
+            report=report if self.world.is_first else lambda _: None,
             save=lambda: trainer.save(self.folder.checkpoint, self._extra()),
         )
+        self._end(stage, trainer, finished)
+        return finished
+
+    @_once
+    def _end(self, stage: Stage, trainer: Trainer, finished: bool) -> None:
         if finished:
             shutil.copyfile(self.folder.checkpoint, self.folder.end_of(stage))
         self._record(trainer)
-        return finished
 
+    @_once
     def export(self) -> Fidelity:
-        """The model folder, from the end of the last stage; and how near it is to the trained one."""
+        """The model folder, from the end of the last stage; how near it is to what was trained."""
         stage = Stage.QUANTIZE
         if not self.folder.end_of(stage).exists():
             raise TrainingError(
@@ -222,15 +243,39 @@ class Run:
         self._record(trainer, fidelity)
         return fidelity
 
+    # What is there the first process says, for it may be about to write it.
+
+    @_once
     def finished(self, stage: Stage) -> bool:
         return self.folder.end_of(stage).exists()
 
+    @_once
+    def misses(self, path: Path) -> bool:
+        return not path.exists()
+
     # ---- parts ---------------------------------------------------------------------------------
 
+    @_once
+    def _make_folder(self) -> None:
+        place, folder = self.folder, self.folder.folder
+        if place.recipe.exists() or place.checkpoint.exists() or place.model.exists():
+            raise TrainingError(
+                f"{folder} holds a run already; go on with it (--resume) or name another (--out)."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"{folder}: the run's folder cannot be made ({error.strerror}); name another "
+                "(--out)."
+            ) from error
+        self._write_recipe()
+
+    @_once
     def _start_of(self, stage: Stage, resume: bool) -> Path | None:
         """The checkpoint that a stage begins with; None for new weights."""
         stages = list(Stage)
-        if self.finished(stage):
+        if self.folder.end_of(stage).exists():
             raise TrainingError(
                 f"{self.folder.folder}: {stage} is finished; to train it again, move "
                 f"{self.folder.end_of(stage).name} away."
@@ -247,7 +292,7 @@ class Run:
         if stage is stages[0]:
             return None
         before = stages[stages.index(stage) - 1]
-        if not self.finished(before):
+        if not self.folder.end_of(before).exists():
             raise TrainingError(
                 f"{self.folder.folder}: {stage} begins where {before} ends, and there is no "
                 f"{self.folder.end_of(before).name}; run `ossia train {before} --out "
@@ -256,12 +301,27 @@ class Run:
         return self.folder.end_of(before)
 
     def _trainer(self, parameters: Parameters | None = None) -> Trainer:
-        recipe = self.recipe
+        """Of this process alone."""
         return Trainer(
-            parameters or Parameters.initial(recipe.architecture.config(), recipe.seed),
-            optimization=recipe.optimization,
-            dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype],
+            parameters or self._new_parameters(),
+            optimization=self.recipe.optimization,
+            dtype=DTYPES[self.dtype],
         )
+
+    def _trainer_of_all(self) -> Trainer:
+        if not self.world.launched:
+            return self._trainer()
+        from ossia.train.sharded import ShardedTrainer  # importing FSDP takes a second
+
+        return ShardedTrainer(
+            self._new_parameters(),
+            optimization=self.recipe.optimization,
+            dtype=DTYPES[self.dtype],
+            world=self.world,
+        )
+
+    def _new_parameters(self) -> Parameters:
+        return Parameters.initial(self.recipe.architecture.config(), self.recipe.seed)
 
     def _load_tokenizer(self) -> Tokenizer:
         if not (self.folder.tokenizer / "tokenizer.json").exists():
@@ -288,9 +348,9 @@ def train_all(
     run: Run, *, resume: bool = False, report: Report = lambda _: None
 ) -> Fidelity | None:
     """Every stage that is not finished, in order, then the export; None when Ctrl-C stopped it."""
-    if not (run.folder.tokenizer / "tokenizer.json").exists():
+    if run.misses(run.folder.tokenizer / "tokenizer.json"):
         run.make_tokenizer()
-    if not run.folder.data.exists():
+    if run.misses(run.folder.data):
         run.make_data()
     for stage in Stage:
         if run.finished(stage):
