@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ossia.kernels.torch.experts import Mixture, dispatch, mix
+from ossia.kernels.torch.experts import Mixture, choose, dispatch, mix
 
 LIMIT, ALPHA = 1.5, 1.702
 
@@ -79,3 +79,11 @@ def test_bfloat16_products_stay_near():
     slopes = torch.autograd.grad(found.sum(), rounded)
     for slope, true in zip(slopes, torch.autograd.grad(expected.sum(), tensors), strict=True):
         assert (slope - true).norm() < 0.03 * true.norm()  # some gates move across the limit
+
+
+def test_chooses_the_largest_and_the_lowest_index_among_equals():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 3.0, 3.0], [0.0, 0.0, -1.0, 0.0, -2.0]])
+    assert choose(logits, 3).tolist() == [[1, 3, 4], [0, 1, 3]]
+    many = torch.randint(5, (200, 16), generator=torch.Generator().manual_seed(0)).float()
+    expected = many.sort(dim=-1, descending=True, stable=True).indices[:, :4]
+    assert torch.equal(choose(many, 4), expected)

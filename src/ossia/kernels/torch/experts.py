@@ -73,6 +73,17 @@ def dispatch(chosen_Tk: Tensor, counts_E: Tensor) -> Dispatch:
     return Dispatch(chosen_Tk, slot_Tk.view(T, k), token_A, sizes)
 
 
+def choose(logits_TE: Tensor, k: int) -> Tensor:
+    """[T, k]: the experts of the k largest logits, the lowest index among equals, as topk does not
+    promise; k maxima take a third of the time of a stable sort."""
+    left_TE = logits_TE.detach().clone()
+    chosen: list[Tensor] = []
+    for _ in range(k):
+        chosen.append(left_TE.max(-1, keepdim=True).indices)
+        left_TE.scatter_(1, chosen[-1], -math.inf)
+    return torch.cat(chosen, dim=1)
+
+
 def swiglu(hidden: Tensor, limit: float, alpha: float) -> Tensor:
     """g · sigmoid(alpha · g) · (u + 1) of hidden [.., gates | ups]; the gate is clamped from above
     only."""
@@ -174,16 +185,16 @@ class Mixture(torch.autograd.Function):
             torch.mm(rows, weight.T, out=out)
 
         share_TE = share_Tk.new_zeros(len(x_TD), len(down)).scatter_(1, plan.chosen_Tk, share_Tk)
-        ctx.save_for_backward(rows_AD, hidden, act, share_A, share_TE, gate_up, down, down_bias)
+        ctx.save_for_backward(x_TD, hidden, act, share_A, share_TE, gate_up, down, down_bias)
         ctx.plan, ctx.limit, ctx.alpha = plan, limit, alpha
         out = F.embedding_bag(plan.slot_Tk, y_AD, mode="sum").to(share_TE.dtype)
         return out.addmm_(share_TE, down_bias)
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[override]
-        rows_AD, hidden, act, share_A, share_TE, gate_up, down, down_bias = ctx.saved_tensors
+        x_TD, hidden, act, share_A, share_TE, gate_up, down, down_bias = ctx.saved_tensors
         plan, sizes = ctx.plan, ctx.plan.sizes_E
-        grad_AD = grad_TD.to(rows_AD.dtype).index_select(0, plan.token_A)
+        grad_AD = grad_TD.to(x_TD.dtype).index_select(0, plan.token_A)
         grad_act, grad_down = torch.empty_like(act), torch.empty_like(down)
         for grad, rows, weight, into_rows, into_weight in zip(
             *(grad_AD.split(sizes), act.split(sizes), down, grad_act.split(sizes), grad_down),
@@ -195,6 +206,7 @@ class Mixture(torch.autograd.Function):
         grad_hidden, grad_share_A = _swiglu_backward(
             grad_act, hidden, share_A, ctx.limit, ctx.alpha
         )
+        rows_AD = x_TD.index_select(0, plan.token_A)  # again: cheaper than to have kept it
         grad_rows, grad_gate_up = grad_AD, torch.empty_like(gate_up)  # grad_AD is read no more
         grad_bias = gate_up.new_empty(gate_up.shape[:2])
         for grad, rows, weight, into_rows, into_weight, into_bias in zip(

@@ -53,6 +53,7 @@ from ossia.kernels.torch.experts import (
     Mixture,
     PackedExperts,
     Routing,
+    choose,
     decode_mxfp4,
     deinterleave,
     dispatch,
@@ -366,11 +367,8 @@ class TorchKernels:
         E, k = dims.num_experts, dims.experts_per_token
         normed = RmsNorm.apply(x, weight.norm_D, dims.rms_norm_eps)
         logits_TE = F.linear(normed, weight.router_ED, weight.router_bias_E)
-        # A stable sort keeps the lowest index among equals, as topk does not promise.
-        top_Tk, chosen_Tk = logits_TE.sort(dim=-1, descending=True, stable=True)
-        top_Tk, chosen_Tk = top_Tk[:, :k], chosen_Tk[:, :k]
-        share_Tk = top_Tk.softmax(-1)
-
+        chosen_Tk = choose(logits_TE, k)
+        share_Tk = logits_TE.gather(1, chosen_Tk).softmax(-1)
         counts_E = torch.bincount(chosen_Tk.reshape(-1), minlength=E)
         if self.record_routing:
             self.routing.append(Routing(logits_TE.softmax(-1), counts_E))
