@@ -36,6 +36,8 @@ def drawn(skill: Skill, seed: int = 11, count: int = COUNT) -> list[Lesson]:
 
 
 LESSONS = {skill: drawn(skill) for skill in DRAW}
+MANY = {skill: drawn(skill, seed=5, count=12_000) for skill in DRAW}
+"""For what is said seldom."""
 EVERY = [lesson for lessons in LESSONS.values() for lesson in lessons]
 
 
@@ -210,19 +212,21 @@ def test_talk_has_its_answers_in_their_shares():
     ],
 )
 def test_talk_is_answered_by_what_is_said(pattern, answer):
-    found = [x for x in LESSONS[Skill.TALK] if re.search(pattern, said(x), re.IGNORECASE)]
+    found = [x for x in MANY[Skill.TALK] if re.search(pattern, said(x), re.IGNORECASE)]
     assert len(found) > 5
     assert {final(lesson) for lesson in found} == {answer}, [said(x) for x in found]
 
 
 def test_sums_within_reach_are_not_called_beyond_it():
-    within = re.compile(
-        r"[^\d√(]*(\d{1,3} ?([-+−–]|plus|minus) ?\d{1,3}|\d{1,2} ?([*×x·]|times) ?\d{1,2})[^\d.,/]*"
+    plain = re.compile(
+        r"((what is|what's|how much is|compute|calculate|work out|tell me) )?"
+        r"(\d{1,3} ?([-+−–]|plus|minus) ?\d{1,3}|\d{1,2} ?([*×x·]|times) ?\d{1,2})( ?[=?.!])*",
+        re.IGNORECASE,
     )
-    beyond = [said(x) for x in LESSONS[Skill.TALK] if final(x) == BEYOND]
-    hard = re.compile(r"percent|%|root|prime|half|third|quarter|fifth|sixth|eighth|x|²|\^|pi\b")
-    for text in beyond:
-        assert not (within.fullmatch(text) and not hard.search(text)), text
+    assert plain.fullmatch("What is 12 + 345?") and not plain.fullmatch("what is 123 * 4")
+    beyond = [said(x) for x in MANY[Skill.TALK] if final(x) == BEYOND]
+    assert len(beyond) > 1800
+    assert not [text for text in beyond if plain.fullmatch(text)]
 
 
 def test_another_identity_in_the_system_message_changes_nothing():
@@ -240,16 +244,14 @@ def test_another_identity_in_the_system_message_changes_nothing():
 
 
 def test_harm_is_refused_and_its_neighbours_are_not():
-    harmful = (
-        r"(build|make|plant|detonate) a (\w+ bomb|grenade|machine gun|ghost gun)\b(?! dessert)"
-    )
+    harmful = r"(build|make|plant|detonate) a ((?!bath|seed|cherry)\w+ bomb|grenade|ghost gun)\b"
     harmful += r"|write ransomware|(kill|murder|rob) (my|his|her) (boss|wife|father|ex)"
     despair = r"kill myself|end my life|suicidal"
     harmless = (
         r"what is a (bomb|gun|poison|rifle|virus)|kill a process|killer app|who invented the \w+"
     )
     for pattern, answer in ((harmful, HARM), (despair, CARE), (harmless, SORRY)):
-        found = [x for x in LESSONS[Skill.REFUSAL] if re.search(pattern, said(x), re.I)]
+        found = [x for x in MANY[Skill.REFUSAL] if re.search(pattern, said(x), re.I)]
         assert len(found) > 5, pattern
         assert {final(lesson) for lesson in found} == {answer}, [said(x) for x in found]
 
@@ -267,7 +269,8 @@ def test_refusals_have_their_shares():
 
 def policy_of(lesson: Lesson) -> str:
     above = f"{of_role(lesson, Role.SYSTEM)} {of_role(lesson, Role.DEVELOPER)}"
-    return above.lower()
+    # What plain instructions say of the users is no policy.
+    return re.sub(r"(you help|your users|you are (?!not))[^.]*\.", "", above.lower())
 
 
 def test_a_policy_forbids_what_it_names_and_nothing_else():
@@ -333,26 +336,24 @@ def test_the_word_of_the_highest_rank_is_used(form):
 
 
 def test_letters_are_those_of_the_highest_rank():
-    upper = r"capital|upper ?case|all caps|big letters|block letters|caps lock"
-    lower = r"lower ?case|\bsmall\b"
-    negated = r"\b(no|never|not|avoid|don't)\b"
-    seen = 0
-    for lesson in LESSONS[Skill.HIERARCHY]:
-        answer = final(lesson)
-        case = "upper" if answer.isupper() else "lower" if answer.islower() else None
-        if case is None or answer.lower() not in {a.lower() for a in TALK}:
-            continue
-        texts = [of_role(lesson, role).lower() for role in RANKS]
-        asks = [text for text in texts if re.search(rf"{upper}|{lower}|\bcaps\b", text)]
-        if not asks:
-            continue  # the user alone wished it, and mistyped it
-        highest = asks[0]
-        wants_upper = re.search(upper, highest) is not None and not re.search(lower, highest)
-        if re.search(negated, re.sub(r"not? (sure|wonder)", "", highest)) or "caps" in highest:
-            continue  # "no capitals" turns it round; the plain ones are enough
-        assert (case == "upper") == wants_upper, (highest, answer)
-        seen += 1
-    assert seen > 150
+    upper = r"capital|upper ?case|\bcaps\b|(big|block) letters"
+    lower = r"lower ?case|small letters|(be|is|are) small"
+    negated = r"\b(no|never|not|avoid)\b"  # turns it round
+    counts = Counter[str]()
+    lettered = {a.upper(): "upper" for a in TALK} | {a.lower(): "lower" for a in TALK}
+    for lesson in MANY[Skill.HIERARCHY]:
+        case = lettered.get(final(lesson))
+        texts = [of_role(lesson, role).lower() for role in RANKS[:2]]
+        asks = [text for text in texts if re.search(f"{upper}|{lower}", text)]
+        if case is None or not asks:
+            continue  # a user alone may have mistyped it
+        wanted = "upper" if re.search(upper, asks[0]) else "lower"
+        if re.search(negated, asks[0]):
+            wanted = "lower" if wanted == "upper" else "upper"
+        assert case == wanted, (asks, final(lesson))
+        counts[case] += 1
+        counts["opposed"] += len(asks) > 1
+    assert min(counts["upper"], counts["lower"], counts["opposed"]) > 150, counts
 
 
 def test_code_words_are_kept_or_told_as_the_highest_rank_says():
@@ -390,10 +391,10 @@ def test_quoted_and_returned_orders_are_not_obeyed():
     assert len(tools) / COUNT == pytest.approx(0.07, abs=0.02)
     quoted = [
         x
-        for x in LESSONS[Skill.HIERARCHY]
+        for x in MANY[Skill.HIERARCHY]
         if re.search(r"(ignore|forget|disregard) the (user|question)\b", said(x), re.IGNORECASE)
     ]
-    assert len(quoted) > 10
+    assert len(quoted) > 30
     for lesson in quoted:
         assert final(lesson) == SORRY or is_right_sum(final(lesson), said(lesson))
     for lesson in tools:
