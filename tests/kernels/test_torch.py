@@ -115,6 +115,21 @@ def test_bfloat16_products_stay_near():
     assert np.median(np.abs(found - expected)) < 0.01 * np.ptp(expected)
 
 
+def test_logits_stay_as_the_product_gives_them_where_asked():
+    model = RandomModel(tiny_config(num_hidden_layers=1))
+    architecture = Architecture.of(model.config)
+    inputs = packed_input(documents(model, [9]))
+    wide, narrow = (
+        forward(architecture, kernels, prepare_weights(architecture, kernels, model.part), inputs)
+        for kernels in (
+            TorchKernels(dtype=torch.bfloat16),
+            TorchKernels(dtype=torch.bfloat16, widen_logits=False),
+        )
+    )
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(wide, narrow.float())
+
+
 def test_packed_experts_and_query_tiles_change_nothing(monkeypatch):
     model = RandomModel(tiny_config(num_hidden_layers=2, sliding_window=20))
     inputs = packed_input(documents(model, [100, 7]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 
@@ -15,23 +13,6 @@ def test_every_singular_value_that_is_not_tiny_comes_near_one():
     for a, b, c in QUINTICS:
         values = a * values + b * values**3 + c * values**5
     assert values.min() > 0.77 and values.max() < 1.22
-
-
-def test_workers_change_nothing():
-    def trained(workers):
-        generator = torch.Generator().manual_seed(0)
-        shapes = ((6, 10), (3, 20, 8), (4, 4), (5, 5))
-        weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        optimizer = Muon(weights, lr=0.1, weight_decay=0.01, workers=workers)
-        for _ in range(3):
-            for weight in weights:
-                weight.grad = torch.randn(weight.shape, generator=generator)
-            optimizer.step()
-        return weights
-
-    with ThreadPoolExecutor(3) as workers:
-        for alone, beside in zip(trained(None), trained(workers), strict=True):
-            assert torch.equal(alone, beside)
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (8, 30), (30, 8), (3, 16, 24), (2, 2, 24, 16)])

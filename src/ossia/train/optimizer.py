@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class Muon(torch.optim.Optimizer):
     """Matrices, or stacks of them [.., rows, columns], each orthogonalised by itself.
 
     The update is scaled by √max(1, rows / columns), so that one rate fits all shapes; decay is
-    decoupled. With `workers`, parameters are updated side by side, to the same values.
+    decoupled.
     """
 
     def __init__(
@@ -60,24 +59,16 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        workers: Executor | None = None,
     ) -> None:
-        self._workers = workers
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         assert closure is None, "the loss is not evaluated again"
-        updates = [
-            (group, weight, self.state[weight])
-            for group in self.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-        ]
-        updates.sort(key=lambda update: -update[1].numel())  # large ones last would run alone
-        run = map if self._workers is None else self._workers.map
-        for _ in run(lambda update: _update(*update), updates):
-            pass
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    _update(group, weight, self.state[weight])
 
 
 @torch.no_grad()

@@ -4,5 +4,6 @@ their own. Importing this imports torch.
 
 from ossia.kernels.torch.experts import Routing
 from ossia.kernels.torch.kernels import TorchKernels
+from ossia.kernels.torch.loss import CrossEntropy
 
-__all__ = ["Routing", "TorchKernels"]
+__all__ = ["CrossEntropy", "Routing", "TorchKernels"]

@@ -121,6 +121,8 @@ class TorchKernels:
     """`Kernels` over torch tensors; see the module docstring.
 
     `record_routing`: every `moe` call appends a `Routing` to `routing`, which the caller clears.
+    `widen_logits`: when false, `logits` stay in `dtype`, for `CrossEntropy`, which widens a few
+    rows at a time.
     """
 
     name = "torch"
@@ -132,12 +134,14 @@ class TorchKernels:
         cache_dtype: torch.dtype | None = None,
         *,
         record_routing: bool = False,
+        widen_logits: bool = True,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
         self.residual_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.cache_dtype = cache_dtype or dtype
         self.record_routing = record_routing
+        self.logits_dtype = self.residual_dtype if widen_logits else dtype
         self.routing: list[Routing] = []
         self._angles: _Latest[tuple[Tensor, Tensor]] = _Latest()
         self._padding: _Latest[Padding] = _Latest()
@@ -390,7 +394,7 @@ class TorchKernels:
         every_row = len(rows) == len(x) and np.array_equal(rows, np.arange(len(x)))
         chosen = x if every_row else x.index_select(0, row_indices(rows, self.device))
         normed = RmsNorm.apply(chosen, weight.norm_D, weight.dims.rms_norm_eps)
-        return F.linear(normed.to(self.dtype), weight.weight_VD).to(self.residual_dtype)
+        return F.linear(normed.to(self.dtype), weight.weight_VD).to(self.logits_dtype)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledTokens:
         return sample_rows(self.to_host(logits), batch)
