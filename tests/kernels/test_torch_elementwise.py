@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ossia.kernels.torch.elementwise import RmsNorm, Rotate, apply_rope
+from ossia.kernels.torch.elementwise import RmsNorm, Rotate, apply_rope, both_halves
 
 
 def randn(*shape, seed=0):
@@ -41,12 +41,12 @@ def test_rotate_turns_the_first_heads_and_leaves_the_rest():
     turned = apply_rope(rows[:, : heads * d].unflatten(1, (heads, d)), cos, sin).flatten(1)
     plain = torch.cat([turned, rows[:, heads * d :]], dim=1)
     before = rows.detach().clone()
-    assert_equal_with_gradients(Rotate.apply(rows, cos, sin, heads), plain, [rows])
+    assert_equal_with_gradients(Rotate.apply(rows, *both_halves(cos, sin), heads), plain, [rows])
     assert torch.equal(rows, before)
 
 
 def test_rotate_rounds_once():
     rows, angles = randn(50, 16).bfloat16(), randn(50, 1, 4).float()
-    found = Rotate.apply(rows, angles.cos(), angles.sin(), 2)
+    found = Rotate.apply(rows, *both_halves(angles.cos(), angles.sin()), 2)
     plain = apply_rope(rows.float().unflatten(1, (2, 8)), angles.cos(), angles.sin()).flatten(1)
     torch.testing.assert_close(found, plain.bfloat16(), rtol=2**-8, atol=1e-6)

@@ -70,13 +70,13 @@ def test_bfloat16_products_stay_near():
     tensors[2].data *= 0.1
     expected = mix(*tensors, *rest)
     rounded = [
-        t.detach().to(torch.float32 if n in (1, 5) else torch.bfloat16).requires_grad_()
+        t.detach().to(torch.float32 if n == 1 else torch.bfloat16).requires_grad_()
         for n, t in enumerate(tensors)
     ]
     found = Mixture.apply(*rounded, *rest)
-    assert found.dtype == torch.float32  # as shares are
+    assert found.dtype == torch.bfloat16
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
-    slopes = torch.autograd.grad(found.sum(), rounded)
+    slopes = torch.autograd.grad(found.float().sum(), rounded)
     for slope, true in zip(slopes, torch.autograd.grad(expected.sum(), tensors), strict=True):
         assert (slope - true).norm() < 0.03 * true.norm()  # some gates move across the limit
 

@@ -15,19 +15,18 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_TD, weight_D, eps):  # type: ignore[override]
-        mean_T1 = torch.linalg.vecdot(x_TD, x_TD).unsqueeze(-1).div_(x_TD.shape[-1])
-        scale_T1 = mean_T1.add_(eps).rsqrt_()
-        ctx.save_for_backward(x_TD, weight_D, scale_T1)
-        return (x_TD * scale_T1).mul_(weight_D)
+        mean_T = torch.linalg.vecdot(x_TD, x_TD).div_(x_TD.shape[-1])
+        scale_T = mean_T.add_(eps).rsqrt_()
+        ctx.save_for_backward(x_TD, weight_D, scale_T)
+        return (x_TD * scale_T[:, None]).mul_(weight_D)
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[override]
-        x_TD, weight_D, scale_T1 = ctx.saved_tensors
-        normed = x_TD * scale_T1
-        grad_weight_TD = grad_TD * normed
-        along = torch.linalg.vecdot(grad_weight_TD, weight_D).unsqueeze(-1).div_(-x_TD.shape[-1])
-        grad_x_TD = (grad_TD * weight_D).addcmul_(normed, along).mul_(scale_T1)
-        return grad_x_TD, grad_weight_TD.sum(0), None
+        x_TD, weight_D, scale_T = ctx.saved_tensors
+        product_TD = grad_TD * x_TD
+        along_T = (product_TD @ weight_D).mul_(scale_T.square()).div_(-x_TD.shape[-1])
+        grad_x_TD = (grad_TD * weight_D).addcmul_(x_TD, along_T[:, None]).mul_(scale_T[:, None])
+        return grad_x_TD, scale_T @ product_TD, None
 
 
 def apply_rope(x_Thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -38,7 +37,7 @@ def apply_rope(x_Thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class Rotate(torch.autograd.Function):
     """`apply_rope` of the first `heads` heads of every row; the rest of the row stays. Turning back
-    is the gradient."""
+    is the gradient. cos and sin as `both_halves` makes them."""
 
     @staticmethod
     def forward(ctx, rows, cos, sin, heads):  # type: ignore[override]
@@ -52,10 +51,17 @@ class Rotate(torch.autograd.Function):
         return _rotated(grad, cos, -sin, ctx.heads), None, None, None
 
 
+def both_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, 1, d / 2] → [T, 1, d]: what a head and its halves swapped are multiplied by."""
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
 def _rotated(rows: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    d = 2 * cos.shape[-1]
-    turned, rest = rows[:, : heads * d], rows[:, heads * d :]
-    x_Thd = turned.to(cos.dtype, copy=True).unflatten(1, (heads, d))
+    d = cos.shape[-1]
+    x_Thd = rows[:, : heads * d].to(cos.dtype, copy=True).unflatten(1, (heads, d))
     swapped = x_Thd.roll(d // 2, dims=-1)
-    x_Thd.mul_(torch.cat([cos, cos], dim=-1)).addcmul_(swapped, torch.cat([-sin, sin], dim=-1))
-    return torch.cat([x_Thd.flatten(1).to(rows.dtype), rest], dim=1)
+    x_Thd.mul_(cos).addcmul_(swapped, sin)
+    out = torch.empty_like(rows)
+    out[:, : heads * d] = x_Thd.flatten(1)
+    out[:, heads * d :] = rows[:, heads * d :]
+    return out

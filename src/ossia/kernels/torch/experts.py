@@ -152,9 +152,7 @@ def mix(
         up = expert_weight(gate_up, expert, x_TD.dtype, interleaved=True)
         hidden = F.linear(rows, up, gate_up_bias[expert])
         weight = expert_weight(down, expert, x_TD.dtype, interleaved=False)
-        outputs.append(
-            F.linear(swiglu(hidden, limit, alpha), weight, down_bias[expert].to(x_TD.dtype))
-        )
+        outputs.append(F.linear(swiglu(hidden, limit, alpha), weight, down_bias[expert]))
     y_AD = torch.cat(outputs)
     shares = share_Tk.to(x_TD.dtype)
     return F.embedding_bag(plan.slot_Tk, y_AD, per_sample_weights=shares, mode="sum")
@@ -184,17 +182,17 @@ class Mixture(torch.autograd.Function):
         for rows, weight, out in zip(act.split(sizes), down, y_AD.split(sizes), strict=True):
             torch.mm(rows, weight.T, out=out)
 
-        share_TE = share_Tk.new_zeros(len(x_TD), len(down)).scatter_(1, plan.chosen_Tk, share_Tk)
+        share_TE = act.new_zeros(len(x_TD), len(down))
+        share_TE.scatter_(1, plan.chosen_Tk, share_Tk.to(act.dtype))
         ctx.save_for_backward(x_TD, hidden, act, share_A, share_TE, gate_up, down, down_bias)
         ctx.plan, ctx.limit, ctx.alpha = plan, limit, alpha
-        out = F.embedding_bag(plan.slot_Tk, y_AD, mode="sum").to(share_TE.dtype)
-        return out.addmm_(share_TE, down_bias)
+        return F.embedding_bag(plan.slot_Tk, y_AD, mode="sum").addmm_(share_TE, down_bias)
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[override]
         x_TD, hidden, act, share_A, share_TE, gate_up, down, down_bias = ctx.saved_tensors
         plan, sizes = ctx.plan, ctx.plan.sizes_E
-        grad_AD = grad_TD.to(x_TD.dtype).index_select(0, plan.token_A)
+        grad_AD = grad_TD.index_select(0, plan.token_A)
         grad_act, grad_down = torch.empty_like(act), torch.empty_like(down)
         for grad, rows, weight, into_rows, into_weight in zip(
             *(grad_AD.split(sizes), act.split(sizes), down, grad_act.split(sizes), grad_down),
@@ -218,8 +216,8 @@ class Mixture(torch.autograd.Function):
             torch.mm(grad.T, rows, out=into_weight)
             torch.sum(grad, 0, out=into_bias)
 
-        grad_share_Tk = (grad_TD @ down_bias.T).gather(1, plan.chosen_Tk)
-        grad_share_Tk += grad_share_A[plan.slot_Tk]
+        grad_share_Tk = grad_share_A[plan.slot_Tk]
+        grad_share_Tk += (grad_TD @ down_bias.T).gather(1, plan.chosen_Tk)
         grad_x = F.embedding_bag(plan.slot_Tk, grad_rows, mode="sum")
         gradients = (grad_x, grad_share_Tk, grad_gate_up, grad_bias, grad_down)
         return *gradients, share_TE.T @ grad_TD, None, None, None

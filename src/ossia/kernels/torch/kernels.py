@@ -48,7 +48,7 @@ from ossia.kernels.torch.attention import (
     tiles,
     visible,
 )
-from ossia.kernels.torch.elementwise import RmsNorm, Rotate
+from ossia.kernels.torch.elementwise import RmsNorm, Rotate, both_halves
 from ossia.kernels.torch.experts import (
     Mixture,
     PackedExperts,
@@ -199,7 +199,7 @@ class TorchKernels:
                     gate_up=self._experts(tensors["gate_up"], interleaved=True),
                     gate_up_bias=deinterleave(take("gate_up_bias"), self.dtype),
                     down=self._experts(tensors["down"], interleaved=False),
-                    down_bias=take("down_bias"),
+                    down_bias=take("down_bias", self.dtype),
                 )
 
     def _tensor(self, value: HostTensor | Tensor, dtype: torch.dtype) -> Tensor:
@@ -405,13 +405,12 @@ class TorchKernels:
     # ---- indices -------------------------------------------------------------------------------
 
     def _rotation(self, positions_T: np.ndarray, rope: Rope) -> tuple[Tensor, Tensor]:
-        """cos and sin, [T, 1, d / 2]."""
+        """As `Rotate` takes it."""
         positions = torch.from_numpy(np.asarray(positions_T, np.float32))
-        angles = positions[:, None] * torch.tensor(rope.inv_freq, dtype=torch.float32)
-        return (
-            (angles.cos() * rope.concentration)[:, None].to(self.device, self.residual_dtype),
-            (angles.sin() * rope.concentration)[:, None].to(self.device, self.residual_dtype),
-        )
+        angles = positions[:, None, None] * torch.tensor(rope.inv_freq, dtype=torch.float32)
+        cos, sin = angles.cos() * rope.concentration, angles.sin() * rope.concentration
+        cos, sin = both_halves(cos, sin)
+        return cos.to(self.device, self.residual_dtype), sin.to(self.device, self.residual_dtype)
 
 
 class _Latest(Generic[Made]):
