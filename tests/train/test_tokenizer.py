@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,16 +13,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ossia.errors import TokenizerError
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.train.stages import make_tokenizer
-from ossia.train.recipe import Architecture, NanoRecipe
+from ossia.train.recipe import Architecture, load_recipe
+from ossia.train.stages import Run
 from ossia.train.tokenizer import byte_tokenizer, save_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(NanoRecipe(), folder)
-    return folder
+    run = Run.begin(load_recipe("nano"), tmp_path_factory.mktemp("run"))
+    run.make_tokenizer()
+    return run.folder.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,24 @@ def test_every_byte_has_a_token_and_every_digit_stands_alone(readers):
     assert [ours.decode([i]) for i in ours.encode("48×37=1776")] == list("48×37=1776")
 
 
+def test_a_name_is_the_same_tokens_wherever_it_stands(readers):
+    ours = readers[0]
+    for name in ("velora", "tiokrund", "weather", "Bremzeat"):
+        alone = ours.encode(name)
+        for before, after in (
+            (" ", " "),
+            ('"', '"'),
+            ("_", "_"),
+            ("(", ")"),
+            ("\n", ":"),
+            ("=", ","),
+        ):
+            ids = ours.encode(f"{before}{name}{after}")
+            assert any(
+                ids[i : i + len(alone)] == alone for i in range(len(ids) - len(alone) + 1)
+            ), (before, name)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.text("0123456789 +-×=→.,\n'aAsS<|>"))
 def test_all_readers_give_the_same_ids(readers, text):
@@ -95,13 +114,15 @@ def test_control_tokens_are_the_same_for_all_readers(readers):
 
 
 def test_the_same_lessons_give_the_same_file(tmp_path):
-    recipe = NanoRecipe(architecture=Architecture(vocab_size=512), tokenizer_lessons=300)
-    folders = tmp_path / "a", tmp_path / "b"
-    for folder in folders:
-        folder.mkdir()
-        make_tokenizer(recipe, folder)
-    first, second = ((folder / "tokenizer.json").read_bytes() for folder in folders)
-    assert first == second
+    recipe = replace(
+        load_recipe("nano"), architecture=Architecture(vocab_size=512), tokenizer_texts=300
+    )
+    files = []
+    for name in ("a", "b"):
+        run = Run.begin(recipe, tmp_path / name)
+        run.make_tokenizer()
+        files.append((run.folder.tokenizer / "tokenizer.json").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_refuses_what_it_cannot_fill(tmp_path):

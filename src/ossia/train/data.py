@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ossia.errors import TokenizerError
 from ossia.harmony.render import TrainingExample, render_for_training
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.model.inputs import ForwardInput, packed_input
@@ -37,12 +38,24 @@ def encode(tokenizer: Tokenizer, item: Document | Lesson) -> TrainingExample:
     """
     if isinstance(item, Lesson):
         return render_for_training(tokenizer, item.conversation)
-    ids, weights = [tokenizer.control.startoftext], [0]
+    ids, weights = [begin_of(tokenizer)], [0]
     for text, weight in item.spans:
         encoded = tokenizer.encode(text)
         ids += encoded
         weights += [weight] * len(encoded)
     return TrainingExample((*ids, tokenizer.control.endoftext), (*weights, 1))
+
+
+def begin_of(tokenizer: Tokenizer) -> int:
+    """`<|startoftext|>`, with which a document begins. Raises TokenizerError when the vocabulary
+    has none."""
+    begin = tokenizer.control.startoftext
+    if begin is None:
+        raise TokenizerError(
+            f"{tokenizer.name} has no <|startoftext|>, with which a document begins; use a "
+            "vocabulary made by `ossia train tokenizer`."
+        )
+    return begin
 
 
 def pack(examples: Iterable[TrainingExample], tokens: int) -> Batch:

@@ -342,14 +342,15 @@ def learning_rate_factor(recipe: StageRecipe, step: int) -> float:
 
 
 def balance_loss(routing: list[Routing]) -> torch.Tensor:
-    """Mean over layers of E · Σ_e (share of the assignments of e) · (mean probability of e): 1 when
-    even. Source: Fedus et al., Switch Transformer (arXiv 2101.03961), equation 4.
+    """Sum over layers of E · Σ_e (share of the assignments of e) · (mean probability of e): the
+    number of layers when even. Source: Fedus et al., Switch Transformer (arXiv 2101.03961),
+    equation 4.
     """
     layers = [
         len(r.counts_E) * (r.counts_E / r.counts_E.sum() * r.probabilities_TE.mean(0)).sum()
         for r in routing
     ]
-    return torch.stack(layers).mean()
+    return torch.stack(layers).sum()
 
 
 def counts_by_layer(routing: list[Routing]) -> torch.Tensor:

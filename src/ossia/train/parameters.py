@@ -14,6 +14,7 @@ from ossia.kernels.mxfp4 import Mxfp4Tensor, decode
 from ossia.model.checkpoint import Checkpoint
 from ossia.model.config import ModelConfig
 from ossia.model.names import parts
+from ossia.model.rope import yarn
 from ossia.model.transformer import PartSource
 from ossia.train.quantize import fake_bfloat16, fake_quantize
 
@@ -32,7 +33,8 @@ class Parameters:
     @classmethod
     def initial(cls, config: ModelConfig, seed: int) -> Parameters:
         """Unit-variance activations; what writes into the residual stream starts at zero, so that
-        every layer begins as the identity."""
+        every layer begins as the identity. Heads of sliding layers begin with a liking for a place
+        (`looking_back`)."""
         generator = torch.Generator().manual_seed(seed)
 
         def value(part: Part, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -46,14 +48,17 @@ class Parameters:
             return drawn * (0.02 if part is Part.HEAD or name == "router" else shape[-1] ** -0.5)
 
         shapes = {part: part_shapes(part, config.dims()) for part in Part}
-        return cls(
-            config,
-            {
-                _key(part, layer, name): value(part, name, shape).requires_grad_()
-                for part, layer in parts(config)
-                for name, shape in shapes[part].items()
-            },
-        )
+        tensors = {
+            _key(part, layer, name): value(part, name, shape)
+            for part, layer in parts(config)
+            for name, shape in shapes[part].items()
+        }
+        for layer, sliding in enumerate(config.sliding_layers):
+            if sliding:
+                q_bias, k_bias = looking_back(config)
+                tensors[_key(Part.ATTENTION, layer, "q_bias")] = q_bias
+                tensors[_key(Part.ATTENTION, layer, "k_bias")] = k_bias
+        return cls(config, {key: value.requires_grad_() for key, value in tensors.items()})
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, config: ModelConfig) -> Parameters:
@@ -92,6 +97,29 @@ class Parameters:
 
     def others(self) -> list[Tensor]:
         return [value for key, value in self.tensors.items() if _name(key) not in MATRICES]
+
+
+LIKING = 4.0
+"""Of a head for its place, in each of `LIKING_PAIRS` pairs of dimensions: enough for most of the
+attention, little enough to be unlearnt."""
+LIKING_PAIRS = 8
+
+
+def looking_back(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Biases of q [H · d] and k [K · d] by which head h attends to the key h mod 4 places back.
+
+    Rotated by its position p, the key's bias points at p·ω in each pair of dimensions, and the
+    query's at (p − h)·ω: their product Σ cos((p_q − p_k − h)·ω) is greatest where p_k = p_q − h.
+    The token before is half of what induction needs, and takes far longer to find from random
+    weights (benchmarks/LOG.md).
+    """
+    dims, half = config.dims(), config.head_dim // 2
+    frequencies = torch.tensor(yarn(config.rope, config.head_dim).inv_freq[:LIKING_PAIRS])
+    q, k = torch.zeros(dims.num_heads, 2, half), torch.zeros(dims.num_kv_heads, 2, half)
+    back = torch.arange(dims.num_heads)[:, None] % 4 * frequencies
+    q[:, 0, :LIKING_PAIRS], q[:, 1, :LIKING_PAIRS] = LIKING * back.cos(), -LIKING * back.sin()
+    k[:, 0, :LIKING_PAIRS] = LIKING
+    return q.flatten(), k.flatten()
 
 
 def _key(part: Part, layer: int | None, name: str) -> str:

@@ -99,6 +99,8 @@ class StageRecipe:
     """And at its last; linear between."""
     full_system: float = 0.5
     """Share of the lessons under a whole system message."""
+    repeat_steps: int = 0
+    """Steps at the beginning on nothing but repeated random tokens; see `curriculum.repeats`."""
     files: tuple[str, ...] = ()
     """JSON Lines of conversations beside the mix, relative to the recipe's own folder."""
     files_share: float = 0.5
@@ -141,7 +143,11 @@ class Recipe:
     def scaled(self, factor: float) -> Recipe:
         """Every stage longer or shorter by a factor, one step at the least."""
         changed = {
-            s.value: replace(self.stage(s), steps=max(1, round(self.stage(s).steps * factor)))
+            s.value: replace(
+                self.stage(s),
+                steps=max(1, round(self.stage(s).steps * factor)),
+                repeat_steps=round(self.stage(s).repeat_steps * factor),
+            )
             for s in Stage
         }
         return replace(self, **changed)
@@ -206,7 +212,8 @@ def _check_stage(stage: StageRecipe, source: str) -> None:
             f"{source}.mix: expected shares of 0 and more, one of them above 0; got "
             f"{dict(stage.mix)}."
         )
-    at_least = {"steps": 1, "batch_tokens": 1, "warmup_steps": 0, "rate_from": 0, "rate_to": 0}
+    at_least = {"steps": 1, "batch_tokens": 1, "warmup_steps": 0, "repeat_steps": 0}
+    at_least |= {"rate_from": 0, "rate_to": 0}
     _check_bounds(stage, at_least, source)
     for name in ("full_system", "files_share"):
         if not 0 <= getattr(stage, name) <= 1:
@@ -292,7 +299,7 @@ def _value(hint: Any, value: Any, source: str, path: str) -> Any:
         return {k: _value(float, v, source, _joined(path, k)) for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if type(value) is not hint:
         raise refuse({int: "a whole number", float: "a number", str: "a text"}[hint])
     return value
 

@@ -16,7 +16,8 @@ from ossia.harmony.tokenizer import Tokenizer
 from ossia.train.curriculum.documents import Document
 from ossia.train.curriculum.lesson import Lesson
 from ossia.train.curriculum.lessons import stream
-from ossia.train.data import Batch, encode, pack
+from ossia.train.curriculum.repeats import alphabet_size, draw_repeat
+from ossia.train.data import Batch, begin_of, encode, pack
 from ossia.train.dataset import load_examples
 from ossia.train.files import replacing
 from ossia.train.filter import (
@@ -50,9 +51,17 @@ class Source:
     def batches_at(self, step: int) -> Sequence[Batch]:
         """One batch for each shard."""
         rng = random.Random(f"{self._recipe.seed}:{self._stage}:{step}")
-        examples = self._stream(rng)
+        examples = self._repeats(rng, step) if step < self._part.repeat_steps else self._stream(rng)
         shards = self._recipe.shards
         return [pack(examples, self._part.batch_tokens // shards) for _ in range(shards)]
+
+    def _repeats(self, rng: random.Random, step: int) -> Iterator[TrainingExample]:
+        begin = begin_of(self._tokenizer)
+        # Control tokens stand at the end of the vocabulary, and are not among the repeated ones.
+        ordinary = min(begin, *self._tokenizer.control.stop_ids)
+        while True:
+            size = alphabet_size(step, self._part.repeat_steps, ordinary)
+            yield draw_repeat(rng, begin, range(ordinary - size, ordinary))
 
     def _stream(self, rng: random.Random) -> Iterator[TrainingExample]:
         generated = filtered(
