@@ -58,19 +58,17 @@ class Dispatch:
 
 def dispatch(chosen_Tk: Tensor, counts_E: Tensor) -> Dispatch:
     """The plan for a router's choices; `counts_E` are the tokens of each expert."""
-    T, k = chosen_Tk.shape
-    experts_A = chosen_Tk.reshape(-1)
-    granule = ROW_GRANULE if len(experts_A) >= ROW_GRANULE * len(counts_E) else 1
+    T, E = len(chosen_Tk), len(counts_E)
+    granule = ROW_GRANULE if chosen_Tk.numel() >= ROW_GRANULE * E else 1
     sizes_E = (counts_E + granule - 1) // granule * granule
-    order_A = experts_A.argsort(stable=True)
-    first_E = sizes_E.cumsum(0) - sizes_E - (counts_E.cumsum(0) - counts_E)
-    slots = torch.arange(len(order_A), device=chosen_Tk.device) + first_E[experts_A[order_A]]
-    slot_Tk = torch.empty_like(order_A)
-    slot_Tk[order_A] = slots
+    first_E = sizes_E.cumsum(0) - sizes_E
+    chose_TE = chosen_Tk.new_zeros(T, E, dtype=torch.int32).scatter_(1, chosen_Tk, 1)
+    up_to_TE = chose_TE.cumsum(0, dtype=torch.int32)
+    slot_Tk = first_E[chosen_Tk] + up_to_TE.gather(1, chosen_Tk) - 1
     sizes = sizes_E.tolist()
-    token_A = order_A.new_zeros(sum(sizes))
-    token_A[slots] = order_A // k
-    return Dispatch(chosen_Tk, slot_Tk.view(T, k), token_A, sizes)
+    token_A = chosen_Tk.new_zeros(sum(sizes))
+    token_A[slot_Tk] = torch.arange(T, device=chosen_Tk.device)[:, None]
+    return Dispatch(chosen_Tk, slot_Tk, token_A, sizes)
 
 
 def choose(logits_TE: Tensor, k: int) -> Tensor:

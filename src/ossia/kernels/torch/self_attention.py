@@ -154,9 +154,7 @@ class SelfAttention(torch.autograd.Function):
             grad_q.baddbmm_(grad_scores, k, alpha=d**-0.5)
             grad_k.baddbmm_(grad_scores.mT, q, alpha=d**-0.5)
         # The sink has no value: all that reaches it is its share of what a softmax takes off.
-        taken_off = torch.linalg.vecdot(
-            out_T.view(-1, d).to(p_sink.dtype), grad_rows.to(p_sink.dtype)
-        )
+        taken_off = (out_T * grad_T).view(-1, d).sum(-1, dtype=p_sink.dtype)
         grad_sinks = -(p_sink * taken_off).view(len(grad_T), -1).sum(0)
         grad_qkv = grad_Pd.index_select(0, layout.target.flatten())
         return grad_qkv.view(len(grad_T), -1), grad_sinks, None, None, None
@@ -166,10 +164,9 @@ def _softmax(scores: Tensor, sinks_KG: Tensor, bias: Tensor, scale: float) -> tu
     """scores [s · K, G · n, N] and bias [n, N] → probabilities of the keys, shaped and typed as
     scores; of the sink [s, K, G, n], as bias."""
     n, N = bias.shape
-    wide = bias.new_full(
-        (scores.numel() // (sinks_KG.numel() * n * N), *sinks_KG.shape, n, N + SINK_COLUMNS),
-        -math.inf,
-    )
+    sequences = scores.numel() // (sinks_KG.numel() * n * N)
+    wide = bias.new_empty(sequences, *sinks_KG.shape, n, N + SINK_COLUMNS)
+    wide[..., N:] = -math.inf
     torch.add(bias, scores.view(*wide.shape[:-1], N), alpha=scale, out=wide[..., :N])
     wide[..., N] = sinks_KG[..., None]
     torch.softmax(wide, -1, out=wide)
