@@ -233,15 +233,20 @@ def _swiglu_backward(
     grad_act: Tensor, hidden: Tensor, share_A: Tensor, limit: float, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of share · swiglu(hidden): those of hidden and of share."""
-    silu_backward, inside = torch.ops.aten.silu_backward, torch.ops.aten.hardtanh_backward
     gate, up = _gate_and_up(hidden, limit, alpha, share_A.dtype)
-    grad = grad_act.to(share_A.dtype)
-    grad_up = F.silu(gate).mul_(grad)
+    grad_gate = grad_act.to(share_A.dtype, copy=True)
+    grad_up = F.silu(gate).mul_(grad_gate)
     grad_share_A = torch.linalg.vecdot(grad_up, up) / alpha
     grad_up.mul_(share_A[:, None] / alpha)
-    grad_gate = silu_backward((grad * up).mul_(share_A[:, None]), gate)
+    grad_gate.mul_(up).mul_(share_A[:, None])
+    torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+    for grad, value, low, high in (
+        (grad_gate, gate, -math.inf, limit * alpha),
+        (grad_up, up, 1 - limit, 1 + limit),
+    ):  # nothing passes where a value was clamped
+        torch.ops.aten.hardtanh_backward.grad_input(grad, value, low, high, grad_input=grad)
     grad_hidden = torch.empty_like(hidden)
     into_gate, into_up = grad_hidden.chunk(2, dim=-1)
-    into_gate.copy_(inside(grad_gate, gate, -math.inf, limit * alpha))  # 0 where it was clamped
-    into_up.copy_(inside(grad_up, up, 1 - limit, 1 + limit))
+    into_gate.copy_(grad_gate)
+    into_up.copy_(grad_up)
     return grad_hidden, grad_share_A

@@ -53,7 +53,7 @@ class Tile:
     def of(self, rows_Pd: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Its queries [s · K, G · n, d], keys and values [s · K, N, d]: views of `rows_Pd`."""
         q, k, v = (
-            rows_Pd[rows].unflatten(0, (self.batch, -1))
+            rows_Pd[rows].view(self.batch, -1, rows_Pd.shape[1])
             for rows in (self.queries, self.keys, self.values)
         )
         seen = slice(self.first_key(window), self.last)
