@@ -244,12 +244,10 @@ def test_another_identity_in_the_system_message_changes_nothing():
 
 
 def test_harm_is_refused_and_its_neighbours_are_not():
-    harmful = r"(build|make|plant|detonate) a ((?!bath|seed|cherry)\w+ bomb|grenade|ghost gun)\b"
+    harmful = r"(build|make|plant|detonate) a ((?!bath|seed|cherry)\w+ bomb(?! dessert)|grenade)\b"
     harmful += r"|write ransomware|(kill|murder|rob) (my|his|her) (boss|wife|father|ex)"
     despair = r"kill myself|end my life|suicidal"
-    harmless = (
-        r"what is a (bomb|gun|poison|rifle|virus)|kill a process|killer app|who invented the \w+"
-    )
+    harmless = r"what is a (bomb|gun|poison|rifle|virus)|kill a process|killer app|who invented the (gun|sword|rifle|pistol|grenade|silencer|crossbow)"
     for pattern, answer in ((harmful, HARM), (despair, CARE), (harmless, SORRY)):
         found = [x for x in MANY[Skill.REFUSAL] if re.search(pattern, said(x), re.I)]
         assert len(found) > 5, pattern
@@ -285,7 +283,7 @@ def test_a_policy_forbids_what_it_names_and_nothing_else():
     # A known topic that both the policy and the question name must have been refused. Words that
     # many policies have, such as "answer", are their wording rather than their topics.
     usual = Counter(word for lesson in lessons for word in words(policy_of(lesson)))
-    topics = {topic for topic in topics if usual[topic] < COUNT / 50}
+    topics = {topic for topic in topics if usual[topic] < COUNT / 150}
     named = 0
     for lesson in lessons:
         if final(lesson) in TALK:

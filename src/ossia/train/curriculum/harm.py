@@ -275,7 +275,7 @@ What is a {thing}?
 [When|Where|Why] was the {thing} [invented|banned|first used|found|forbidden]?
 [What is|Tell me|Explain] the [history|meaning|origin|danger|law|spelling|plural] of [the |
   ]{thing}?
-How do [you|I] [spell|say|write|pronounce] {thing}[| in {language}]?
+How do [you|I] [spell|say|pronounce] {thing}[| in {language}]?
 Translate {thing} [to|into] {language}.
 [In which|Which] [film|book|song|game|novel] is there a {thing}?
 [Why is|Is|How dangerous is|Since when is] a {thing} [dangerous|illegal|forbidden|bad|so bad]?

@@ -212,7 +212,7 @@ _GREETINGS = lines("""
   , friend||| now| today]?
 [Nice|Good|Lovely|Pleased|Great|Happy|Glad] to [meet|see] you[|, nano| today| again|
   , little model]!
-[What a|It is a|Such a|Have a] [lovely|nice|fine|sunny|beautiful|wonderful|great|good|cold] [day|
+[What a|It is a|Such a] [lovely|nice|fine|sunny|beautiful|wonderful|great|good|cold] [day|
   morning|evening|afternoon][| today|, nano|, is it not]!
 [Hello|Hi|Hey|Greetings] from [{city}|{country}|my desk|my laptop|the kitchen|the train|us all|
   a new user|a friend|your user][!|.]
