@@ -41,6 +41,7 @@ SMALL = Recipe(
         hidden_size=64, num_hidden_layers=2, num_local_experts=4, vocab_size=512
     ),
     tokenizer_texts=300,
+    sample_texts=60,
 )
 STEPS = 12 + 16 + 8
 
@@ -214,7 +215,7 @@ def test_the_data_stage_leaves_a_sample_and_the_filters_report(trained):
         for stage in Stage
         for line in (run.folder.data / f"{stage}.jsonl").read_text("utf-8").splitlines()
     ]
-    assert report["kept"] == len(kept) and report["read"] == 3 * 2000
+    assert report["kept"] == len(kept) and report["read"] == 3 * 60
     assert {tuple(item) for item in kept} == {("text",), ("messages",)}
     assert "|" in (run.folder.data / "filter.md").read_text()
 

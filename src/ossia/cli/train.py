@@ -125,9 +125,6 @@ def data(
             help="Of the filter, for FILEs; may be given several times. Default: cbrn.",
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option("--count", min=1, help="Texts of each stage's mix, without FILEs.")
-    ] = 2000,
 ) -> None:
     """Filter data and report what was dropped: your FILEs into DIR/kept.jsonl; without FILEs, a
     sample of what the stages will read into DIR/data.
@@ -144,7 +141,7 @@ def data(
             if rules:
                 raise UsageError("--rule goes with FILEs; a recipe names its own rules (filters).")
             run = _open(out, recipe, world)
-            report, where = run.make_data(count=count), run.folder.data
+            report, where = run.make_data(), run.folder.data
     if world.is_first:
         print(report.to_markdown())
         print(f"Written to {where}.")

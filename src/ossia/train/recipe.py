@@ -129,6 +129,8 @@ class Recipe:
     """Rules of the data filter that every text has to pass."""
     tokenizer_texts: int = 20_000
     """Documents and lessons that the vocabulary is learnt from."""
+    sample_texts: int = 2000
+    """Of each stage's mix, in the sample that the data stage writes and filters."""
     architecture: Architecture = field(default_factory=Architecture)
     optimization: Optimization = field(default_factory=Optimization)
 
@@ -223,7 +225,7 @@ def _check_stage(stage: StageRecipe, source: str) -> None:
 
 
 def _check(recipe: Recipe, source: str) -> None:
-    _check_bounds(recipe, {"shards": 1, "tokenizer_texts": 1}, source)
+    _check_bounds(recipe, {"shards": 1, "tokenizer_texts": 1, "sample_texts": 1}, source)
     sizes = {f.name: 1 for f in fields(Architecture)} | {"num_local_experts": 4}
     _check_bounds(recipe.architecture, sizes, f"{source}: architecture")
     architecture = recipe.architecture

@@ -106,15 +106,16 @@ def text_of(item: Document | Lesson) -> str:
     return item.text if isinstance(item, Document) else conversation_text(item.conversation)
 
 
-def write_sample(recipe: Recipe, folder: Path, *, count: int) -> FilterReport:
-    """`count` texts of every stage's mix through the filter: what is kept as `folder`/STAGE.jsonl
+def write_sample(recipe: Recipe, folder: Path) -> FilterReport:
+    """Texts of every stage's mix through the filter: what is kept as `folder`/STAGE.jsonl
     (conversations in Harmony's JSON form, documents as `{"text": …}`), the report as filter.json
     and filter.md. Raises TrainingError when the disk does not take them."""
 
     def drawn() -> Iterator[tuple[Stage, Document | Lesson]]:
         for stage in Stage:
             part, rng = recipe.stage(stage), random.Random(f"{recipe.seed}:{stage}:sample")
-            for item in islice(stream(rng, part.mix, full_system=part.full_system), count):
+            texts = stream(rng, part.mix, full_system=part.full_system)
+            for item in islice(texts, recipe.sample_texts):
                 yield stage, item
 
     kept = Filtered(

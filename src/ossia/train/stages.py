@@ -191,9 +191,9 @@ class Run:
         unfinished.rename(folder)
 
     @_once
-    def make_data(self, *, count: int = 2000) -> FilterReport:
+    def make_data(self) -> FilterReport:
         """A sample of what the stages will read, and what the filter dropped of it."""
-        return write_sample(self.recipe, self.folder.data, count=count)
+        return write_sample(self.recipe, self.folder.data)
 
     def train(self, stage: Stage, *, resume: bool = False, report: Report = lambda _: None) -> bool:
         """One stage, from the end of the one before it, or from where it was interrupted. False
