@@ -364,7 +364,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_last_checkpoint(tmp_path):
     trainer.save(path, {})
     before = path.read_bytes()
     (tmp_path / "checkpoint.pt.partial").symlink_to("/dev/full")
-    with pytest.raises(TrainingError, match="cannot be written.*make room"):
+    with pytest.raises(TrainingError, match=r"cannot be written.*make room"):
         trainer.save(path, {})
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt"]
@@ -396,7 +396,7 @@ def test_nothing_finished_or_interrupted_is_trained_over(trained, tmp_path):
     with pytest.raises(TrainingError, match=r"sft is finished.*sft\.pt"):
         run.train(Stage.SFT)
     folder = copy_of(run, tmp_path, without=["quantize.pt", "model"])
-    with pytest.raises(TrainingError, match="quantize was interrupted after step 8.*--resume"):
+    with pytest.raises(TrainingError, match=r"quantize was interrupted after step 8.*--resume"):
         Run.reopen(folder).train(Stage.QUANTIZE)
 
 
