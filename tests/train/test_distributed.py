@@ -30,6 +30,7 @@ identity = "You are a test."
 dtype = "float32"
 shards = 2
 tokenizer_texts = 200
+sample_texts = 5
 architecture = {hidden_size = 64, num_hidden_layers = 2, num_local_experts = 8, vocab_size = 512}
 pretrain = {steps = 6, batch_tokens = 512, warmup_steps = 2, mix = {digits = 1.0, copy = 1.0}}
 sft = {steps = 4, batch_tokens = 512, rate_to = 0.5, mix = {sum = 1.0, talk = 1.0}}
@@ -50,7 +51,7 @@ def alone(tmp_path_factory):
     """The whole run, in one process."""
     run = begin(RECIPE, tmp_path_factory.mktemp("alone"))
     run.make_tokenizer()
-    run.make_data(count=5)
+    run.make_data()
     assert train_all(run) is not None
     return run
 

@@ -8,6 +8,7 @@ that is gone. All see the same folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,9 +112,8 @@ def join() -> Iterator[World]:
         if interrupted or not _is_lost_contact(error):
             raise
         raise TrainingError(
-            f"Process {world.rank} of {world.size} lost the others "
-            f"({str(error).splitlines()[0]}); see what ended them, then go on from the last "
-            "checkpoint with --resume."
+            f"Process {world.rank} of {world.size} lost the others ({_reason(error)}); see what "
+            "ended them, then go on from the last checkpoint with --resume."
         ) from error
     dist.destroy_process_group()
 
@@ -146,10 +146,15 @@ def _connect() -> tuple[World, Store]:
         )
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"The processes of the run cannot find one another ({str(error).splitlines()[0]}); "
+            f"The processes of the run cannot find one another ({_reason(error)}); "
             "start them with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."
         ) from error
     return World(rank, size, device, launched=True), store
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of torch's message, without the place in its source."""
+    return re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
 
 
 def _first_to_fail(store: Store) -> bool:

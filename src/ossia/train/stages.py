@@ -231,7 +231,8 @@ class Run:
         trainer = self._trainer()
         trainer.restore(self.folder.end_of(stage))
         shutil.rmtree(self.folder.model, ignore_errors=True)
-        sample = Source(self.recipe, stage, self._load_tokenizer()).batches_at(-1)[0]
+        unseen = self.recipe.stage(stage).steps  # the step after the last
+        sample = Source(self.recipe, stage, self._load_tokenizer()).batches_at(unseen)[0]
         fidelity = export_model(
             trainer.parameters,
             self.folder.model,
