@@ -127,9 +127,9 @@ class Trainer:
         )
         matrices = parameters.matrices()
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            # Two halves of like cost: they run side by side, one thread each.
-            Muon(matrices[0::2], lr=optimization.matrix_lr),
-            Muon(matrices[1::2], lr=optimization.matrix_lr),
+            # Two halves of the layers, hence of like cost: they run side by side, one thread each.
+            Muon(matrices[: len(matrices) // 2], lr=optimization.matrix_lr),
+            Muon(matrices[len(matrices) // 2 :], lr=optimization.matrix_lr),
             torch.optim.AdamW(
                 parameters.others(),
                 lr=optimization.other_lr,

@@ -52,8 +52,7 @@ class Source:
         """One batch for each shard."""
         rng = random.Random(f"{self._recipe.seed}:{self._stage}:{step}")
         examples = self._repeats(rng, step) if step < self._part.repeat_steps else self._stream(rng)
-        shards = self._recipe.shards
-        return [pack(examples, self._part.batch_tokens // shards) for _ in range(shards)]
+        return pack(examples, self._part.batch_tokens, shards=self._recipe.shards)
 
     def _repeats(self, rng: random.Random, step: int) -> Iterator[TrainingExample]:
         begin = begin_of(self._tokenizer)
