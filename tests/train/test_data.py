@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_the_shards_hold_each_example_once_and_whole(shards):
     for batch in batches:
         bounds = batch.inputs.cu_seqlens_S1
         rows = list(batch.inputs.logit_rows)
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in itertools.pairwise(bounds):
             example = expected.pop(tuple(int(i) for i in batch.inputs.ids_T[begin:end]))
             learnt = [i for i, weight in enumerate(example.loss_weights[1:]) if weight]
             mine = [r for r, row in enumerate(rows) if begin <= row < end]
