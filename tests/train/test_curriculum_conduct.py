@@ -247,7 +247,8 @@ def test_harm_is_refused_and_its_neighbours_are_not():
     harmful = r"(build|make|plant|detonate) a ((?!bath|seed|cherry)\w+ bomb(?! dessert)|grenade)\b"
     harmful += r"|write ransomware|(kill|murder|rob) (my|his|her) (boss|wife|father|ex)"
     despair = r"kill myself|end my life|suicidal"
-    harmless = r"what is a (bomb|gun|poison|rifle|virus)|kill a process|killer app|who invented the (gun|sword|rifle|pistol|grenade|silencer|crossbow)"
+    things = "(bomb|gun|poison|rifle|virus|sword|pistol|grenade|silencer|crossbow|dynamite)"
+    harmless = rf"(what is a|invented the|meaning of the) {things}\b|kill a process|killer app"
     for pattern, answer in ((harmful, HARM), (despair, CARE), (harmless, SORRY)):
         found = [x for x in MANY[Skill.REFUSAL] if re.search(pattern, said(x), re.I)]
         assert len(found) > 5, pattern
