@@ -401,7 +401,7 @@ def test_the_balance_loss_reaches_every_expert(length):
     expected = torch.zeros((), dtype=torch.float64)
     for logits in routers:
         shares = np.bincount(logits.topk(4).indices.flatten().numpy(), minlength=8) / (4 * length)
-        expected = expected + 8 * (torch.from_numpy(shares) * logits.softmax(-1).mean(0)).sum() / 2
+        expected = expected + 8 * (torch.from_numpy(shares) * logits.softmax(-1).mean(0)).sum()
     for key, value in gradients(expected, parameters.tensors).items():
         if value.any():
             assert difference(found[key], value) < FORMULA_TOLERANCE, key

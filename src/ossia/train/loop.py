@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ossia.errors import TrainingError
-from ossia.kernels.torch import Routing, TorchKernels
+from ossia.kernels.torch import CrossEntropy, Routing, TorchKernels
 from ossia.model.transformer import Architecture, forward, prepare_weights
 from ossia.train.data import Batch
 from ossia.train.files import replacing
@@ -125,11 +124,11 @@ class Trainer:
         self._workers = workers or ThreadPoolExecutor(
             initializer=torch.set_num_threads, initargs=(1,)
         )
-        matrices = parameters.matrices()
+        matrices = sorted(parameters.matrices(), key=torch.numel)
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            # Two halves of the layers, hence of like cost: they run side by side, one thread each.
-            Muon(matrices[: len(matrices) // 2], lr=optimization.matrix_lr),
-            Muon(matrices[len(matrices) // 2 :], lr=optimization.matrix_lr),
+            # Two halves of like cost: they run side by side, one thread each.
+            Muon(matrices[0::2], lr=optimization.matrix_lr),
+            Muon(matrices[1::2], lr=optimization.matrix_lr),
             torch.optim.AdamW(
                 parameters.others(),
                 lr=optimization.other_lr,
@@ -213,7 +212,9 @@ class Trainer:
         total_weight = sum(float(shard.weights_R.sum()) for shard in shards)
         run = partial(self._gradients, total_weight=total_weight, rounded=rounded)
         parts = list(self._workers.map(run, shards))
-        gradients = [torch.stack(g).sum(0) for g in zip(*(p.gradients for p in parts), strict=True)]
+        gradients = parts[0].gradients
+        for part in parts[1:]:
+            torch._foreach_add_(gradients, part.gradients)  # type: ignore[attr-defined]
         for weight, gradient in zip(self.parameters.tensors.values(), gradients, strict=True):
             weight.grad = gradient
         return Sums(
@@ -226,7 +227,7 @@ class Trainer:
 
     def _gradients(self, shard: Batch, total_weight: float, rounded: bool) -> _Part:
         """Forward and backward of one shard, in its own thread; touches nothing shared."""
-        kernels = TorchKernels(dtype=self._dtype, record_routing=True)
+        kernels = TorchKernels(dtype=self._dtype, record_routing=True, widen_logits=False)
         weights = prepare_weights(
             self._architecture, kernels, self.parameters.source(rounded=rounded)
         )
@@ -242,7 +243,9 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A shard's part of the step's loss, and with it that of the balance loss: what is
         minimised."""
-        loss = _cross_entropy(logits, shard) / total_weight
+        targets_R = torch.from_numpy(shard.targets_R).to(logits.device)
+        weights_R = torch.from_numpy(shard.weights_R / total_weight).to(logits.device)
+        loss: torch.Tensor = CrossEntropy.apply(logits, targets_R, weights_R)  # type: ignore[assignment]
         share = float(shard.weights_R.sum()) / total_weight
         balance = self.optimization.balance_weight * share * balance_loss(routing)
         return loss, loss + balance
@@ -361,13 +364,6 @@ def counts_by_layer(routing: list[Routing]) -> torch.Tensor:
 def _expert_shares(counts_LE: torch.Tensor) -> tuple[float, float]:
     shares = counts_LE / counts_LE.sum(-1, keepdim=True) * counts_LE.shape[-1]
     return shares.min().item(), shares.max().item()
-
-
-def _cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum over the rows, by their weights."""
-    targets_R = torch.from_numpy(batch.targets_R).to(logits.device)
-    losses = F.cross_entropy(logits, targets_R, reduction="none")
-    return (losses * torch.from_numpy(batch.weights_R).to(logits.device)).sum()
 
 
 @contextmanager

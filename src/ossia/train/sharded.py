@@ -64,7 +64,9 @@ class ShardedTrainer(Trainer):
         losses = [0.0] * len(shards)
         counts_LE = torch.zeros(config.num_hidden_layers, config.num_local_experts)
         for i in range(world.rank, len(shards), world.size):
-            kernels = TorchKernels(world.device, self._dtype, record_routing=True)
+            kernels = TorchKernels(
+                world.device, self._dtype, record_routing=True, widen_logits=False
+            )
             logits, _ = self._model(kernels, shards[i].inputs, rounded)
             loss, objective = self._losses(logits, kernels.routing, shards[i], total_weight)
             objective.backward()

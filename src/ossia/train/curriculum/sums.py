@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ossia.harmony.messages import Conversation
+from ossia.harmony.messages import Conversation, Message
 from ossia.train.curriculum.arithmetic import Problem, draw_training_problem, working
 from ossia.train.curriculum.lesson import (
     Lesson,
@@ -30,14 +30,19 @@ def draw_sum(rng: random.Random, setting: Setting, skill: Skill) -> Lesson:
         messages.append(developer_message(rng.choice(_INSTRUCTIONS)))
     while rng.random() < EARLIER_TURNS:
         earlier = draw_training_problem(rng, rng.choice((Skill.SUM, Skill.PRODUCT)))
-        messages += [user(question(rng, earlier)), final(answer(earlier))]
+        # Rendering drops the working of earlier turns, and learns nothing from what is left.
+        messages += _turn(rng, setting, earlier)
     problem = draw_training_problem(rng, skill)
-    messages += [
+    messages += _turn(rng, setting, problem)
+    return Lesson(skill, Conversation(tuple(messages)))
+
+
+def _turn(rng: random.Random, setting: Setting, problem: Problem) -> list[Message]:
+    return [
         user(question(rng, problem)),
         analysis(working(problem, setting.effort)),
         final(answer(problem)),
     ]
-    return Lesson(skill, Conversation(tuple(messages)))
 
 
 def question(rng: random.Random, problem: Problem) -> str:
