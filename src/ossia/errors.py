@@ -67,4 +67,5 @@ class EngineError(OssiaError, RuntimeError):
 
 
 class TrainingError(OssiaError, RuntimeError):
-    """A training run that cannot go on; the message names the step."""
+    """A training run that cannot go on, or data that it cannot use; the message names the step, or
+    the file and the line."""

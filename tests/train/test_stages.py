@@ -424,6 +424,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(trained):
         trainer_for(other).restore(trained[0].folder.checkpoint)
 
 
+def test_a_checkpoint_of_another_version_is_refused(trained, tmp_path):
+    state = torch.load(trained[0].folder.checkpoint, weights_only=True)
+    torch.save({**state, "format": 0}, tmp_path / "old.pt")
+    with pytest.raises(TrainingError, match=r"format 0, expected \d"):
+        load_checkpoint(tmp_path / "old.pt")
+
+
 def test_steps_are_scaled_to_the_minutes(trained, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000))
     run = Run.begin(SMALL, tmp_path / "run")

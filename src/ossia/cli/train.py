@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ossia.cli import train_check
+from ossia.cli import options, train_check
 from ossia.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from ossia.train.distributed import World
+    from ossia.train.filter import FilterReport
     from ossia.train.loop import StepReport
     from ossia.train.stages import Run
 
@@ -131,11 +133,7 @@ def data(
     """
     with _processes() as world:
         if files:
-            from ossia.train.filter import run_filter
-            from ossia.train.source import rules_named
-
-            given = files
-            report = world.first(lambda: run_filter(given, out, rules_named(rules or ["cbrn"])))
+            report = world.first(partial(_filter, files, out, rules or ["cbrn"]))
             where = out
         else:
             if rules:
@@ -180,6 +178,17 @@ def export(out: OutOption = DEFAULT_OUT) -> None:
     if world.is_first:
         print(f"The model is in {run.folder.model}; try: ossia chat --model {run.folder.model}")
         _print_fidelity(run)
+
+
+def _filter(files: list[Path], out: Path, rules: list[str]) -> FilterReport:
+    from ossia.train.filter import run_filter
+    from ossia.train.source import rules_named
+
+    chosen = rules_named(rules)
+    return options.with_progress(
+        "filtering",
+        lambda progress: run_filter(files, out, chosen, progress or (lambda done, total: None)),
+    )
 
 
 def _train(stage: str, out: Path, recipe: str | None, resume: bool) -> None:

@@ -14,7 +14,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from ossia.errors import TrainingError
 from ossia.harmony.messages import Conversation, DeveloperContent, SystemContent, TextContent
 from ossia.train.dataset import Line, conversation_of, read_lines, read_object
+from ossia.train.files import replacing
 from ossia.train.filter_terms import CBRN_TERMS
 
 MAX_EXCERPT = 120
@@ -503,7 +503,7 @@ def run_filter(
         place_of=lambda line, _: line.place,
         examples=examples,
     )
-    with _replacing(outputs) as (kept, as_json, as_markdown):
+    with replacing(*outputs) as (kept, as_json, as_markdown):
         with kept.open("w", encoding="utf-8", newline="\n") as stream:
             for line in filtered:
                 stream.write(f"{line.text}\n")
@@ -535,24 +535,3 @@ def _line_text(line: Line) -> str:
             f"{', '.join(sorted(document))}; take the others out."
         )
     return document["text"]
-
-
-@contextmanager
-def _replacing(outputs: Sequence[Path]) -> Iterator[list[Path]]:
-    """Names to write to; they become `outputs` when the block ends without an error."""
-    partial = [path.with_name(f"{path.name}.partial") for path in outputs]
-    try:
-        outputs[0].parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        for unfinished, path in zip(partial, outputs, strict=True):
-            unfinished.replace(path)
-    except OSError as error:
-        raise TrainingError(
-            f"{outputs[0].parent}: the filtered data cannot be written "
-            f"({(error.strerror or str(error)).lower()}); make room or name another folder. "
-            "Nothing was changed there."
-        ) from error
-    finally:
-        with suppress(OSError):
-            for unfinished in partial:
-                unfinished.unlink(missing_ok=True)

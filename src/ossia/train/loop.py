@@ -33,6 +33,9 @@ from ossia.train.recipe import Optimization, Stage, StageRecipe
 DIVERGED = 1.5
 """A loss this many times above the stage's first one, after the warm-up, is no longer training."""
 
+CHECKPOINT_FORMAT = 1
+"""Goes up when the order of the optimizers' parameters does not stay."""
+
 SHARES_EVERY = 20
 """Steps between two records of the experts' shares."""
 
@@ -277,6 +280,7 @@ class Trainer:
 
     def _state(self, extra: dict[str, Any]) -> dict[str, Any]:
         return {
+            "format": CHECKPOINT_FORMAT,
             "progress": asdict(self.progress),
             "parameters": {key: t.detach() for key, t in self.parameters.tensors.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
@@ -319,12 +323,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `write_checkpoint` wrote. Raises TrainingError for anything else."""
     try:
         state = torch.load(path, weights_only=True)
+        written = state.get("format")
         _ = state["progress"], state["parameters"], state["optimizers"], state["extra"]
-        return state
     except FileNotFoundError:
         raise TrainingError(f"{path}: there is no checkpoint to resume from.") from None
     except Exception as error:  # torch.load raises whatever its parts raise
         raise TrainingError(f"{path}: this is not a checkpoint of a training run.") from error
+    if written != CHECKPOINT_FORMAT:
+        raise TrainingError(
+            f"{path}: this checkpoint is of another version of Ossia (format {written}, expected "
+            f"{CHECKPOINT_FORMAT}); go on with that version, or start over in another folder."
+        )
+    return state
 
 
 def _update(optimizer: torch.optim.Optimizer, factor: float) -> None:

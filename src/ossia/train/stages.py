@@ -216,7 +216,8 @@ class Run:
     @_once
     def _end(self, stage: Stage, trainer: Trainer, finished: bool) -> None:
         if finished:
-            shutil.copyfile(self.folder.checkpoint, self.folder.end_of(stage))
+            with replacing(self.folder.end_of(stage)) as (path,):
+                shutil.copyfile(self.folder.checkpoint, path)
         self._record(trainer)
 
     @_once
