@@ -5,6 +5,7 @@ was trained on, for it knows nothing else; for every other model one conversatio
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,16 @@ def passage_for(model: str, tokenizer: Tokenizer) -> Passage:
     from ossia.harmony.render import render_for_training
 
     if model == "nano":
-        from ossia.train.curriculum.lessons import Mix, lessons
+        from ossia.train.curriculum.lesson import Lesson
+        from ossia.train.curriculum.lessons import stream
+        from ossia.train.recipe import load_recipe
 
-        drawn = itertools.islice(lessons(_SEED, Mix()), _LESSONS)
+        last = load_recipe("nano").quantize
+        drawn = stream(random.Random(_SEED), last.mix, full_system=last.full_system)
+        lessons = (item for item in drawn if isinstance(item, Lesson))
         documents = tuple(
-            render_for_training(tokenizer, lesson.conversation).token_ids for lesson in drawn
+            render_for_training(tokenizer, lesson.conversation).token_ids
+            for lesson in itertools.islice(lessons, _LESSONS)
         )
         return Passage(f"{_LESSONS} lessons of its kind", documents)
     conversation = Conversation(
