@@ -262,7 +262,7 @@ def test_continue_refuses_another_architecture(trained, tmp_path):
     wider = replace(SMALL, architecture=replace(SMALL.architecture, hidden_size=96))
     with pytest.raises(TrainingError, match="hidden_size=96"):
         Run.begin(wider, tmp_path / "run").continue_from(run.folder.model)
-    with pytest.raises(OssiaError, match="nowhere"):
+    with pytest.raises(OssiaError, match="no such folder"):
         Run.begin(SMALL, tmp_path / "other").continue_from(tmp_path / "nowhere")
 
 
