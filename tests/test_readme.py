@@ -26,7 +26,18 @@ def test_the_commands_it_names_exist() -> None:
         [sys.executable, "-m", "ossia.cli.main", "--help"], capture_output=True, text=True
     )
     named = set(re.findall(r"^\| `ossia (\w+)", README, re.MULTILINE))
-    assert named == {"chat", "generate", "pull", "inspect", "harmony", "train", "doctor", "bench"}
+    expected = {
+        "chat",
+        "generate",
+        "pull",
+        "inspect",
+        "harmony",
+        "train",
+        "eval",
+        "doctor",
+        "bench",
+    }
+    assert named == expected
     assert all(re.search(rf"\b{name}\b", done.stdout) for name in named)
 
 
