@@ -66,17 +66,16 @@ def value_of(text: str) -> int:
 def checked_line(line: str) -> int:
     """Every equation and every arrow of a line of working holds; its result."""
     line = line.removeprefix("check ")
-    head, _, columns = line.partition(": ")
-    if not columns:
-        left, _, right = line.partition(" = ")
-        assert value_of(left) == int(right)
-        return int(right)
+    head, columns = line.split(": ")
     columns, result = columns.split(" → ")
     assert value_of(head) == int(result)
     if re.fullmatch(r"\d+", columns):  # the digits, units first
         assert columns[::-1] == result
     else:
         for equation in columns.split(", "):
+            if "=" not in equation:  # the units of a times the digit of b, unsaid
+                a, b = head.split(" × ")
+                equation = f"{a[-1]}×{b.strip('0') or 0}={equation}"
             left, _, right = equation.partition("=")
             assert value_of(left) == value_of(right)
     return int(result)
@@ -119,10 +118,10 @@ def test_the_working_of_examples():
     problem = Problem(48, "×", 37, "+", 12)
     assert working(problem, Effort.LOW) == "48 × 37 + 12"
     assert working(problem, Effort.MEDIUM).split("\n")[1:] == [
-        "48 × 7 = 336",
-        "48 × 30 = 1440",
-        "336 + 1440: 6771 → 1776",
-        "1776 + 12: 8871 → 1788",
+        "48 × 07: 56, 28+5=33 → 0336",
+        "48 × 30: 24, 12+2=14 → 1440",
+        "0336 + 1440: 6771 → 1776",
+        "1776 + 0012: 8871 → 1788",
     ]
     assert working(problem, Effort.HIGH).split("\n")[1:] == [
         "48 × 07: 8×7=56, 4×7=28, 28+5=33 → 0336",
@@ -130,12 +129,12 @@ def test_the_working_of_examples():
         "0336 + 1440: 6+0=06, 3+4+0=07, 3+4+0=07, 0+1+0=01 → 1776",
         "1776 + 0012: 6+2=08, 7+1+0=08, 7+0+0=07, 1+0+0=01 → 1788",
     ]
-    assert working(Problem(342, "−", 57), Effort.LOW) == "342 − 57: 582 → 285"
+    assert working(Problem(342, "−", 57), Effort.LOW) == "0342 − 0057: 5820 → 0285"
     assert working(Problem(342, "−", 57), Effort.HIGH).split("\n")[1:] == [
         "0342 − 0057: 2−7+10=5, 4−5−1+10=8, 3−0−1+00=2, 0−0−0+00=0 → 0285",
         "check 0285 + 0057: 5+7=12, 8+5+1=14, 2+0+1=03, 0+0+0=00 → 0342",
     ]
-    assert working(Problem(37, "−", 42), Effort.LOW) == "37 < 42\n42 − 37: 5 → 5"
+    assert working(Problem(37, "−", 42), Effort.LOW) == "37 < 42\n0042 − 0037: 5000 → 0005"
 
 
 def test_a_check_gives_an_operand_back():

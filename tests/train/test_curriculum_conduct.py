@@ -122,7 +122,7 @@ def test_drawn_names_are_none_of_those_held_out():
             copied.add(match[1])
         if answer[-1].isalpha() and answer.split()[-1].islower():
             copied.add(answer.split()[-1])
-    assert len(copied) > 800
+    assert len(copied) > 600
     assert not any(map(held_out_name, copied))
 
 

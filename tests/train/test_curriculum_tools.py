@@ -17,6 +17,7 @@ from ossia.harmony.messages import Conversation, DeveloperContent, Effort, Messa
 from ossia.harmony.render import render_for_training
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.train.curriculum import python_tool, tools
+from ossia.train.curriculum.arithmetic import Problem, working
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill, draw_setting
 from ossia.train.curriculum.python_tool import Expression
 from ossia.train.curriculum.values import Field, Kind, state, words_of
@@ -46,6 +47,19 @@ def spoken(conversation: Conversation) -> list[Message]:
 
 def calls(conversation: Conversation) -> list[Message]:
     return [message for message in spoken(conversation) if message.recipient is not None]
+
+
+def requests(conversation: Conversation) -> list[tuple[str, list[str], Message]]:
+    """Each call with what the user said before it and what was thought about that."""
+    found, said, thoughts = [], "", list[str]()
+    for message in conversation.messages:
+        if message.role == "user":
+            said, thoughts = message.text, []
+        elif message.role == "assistant" and message.recipient is not None:
+            found.append((said, thoughts.copy(), message))
+        elif message.channel == "analysis":
+            thoughts.append(message.text)
+    return found
 
 
 def declared(conversation: Conversation) -> dict[str, dict]:
@@ -82,8 +96,12 @@ def expected_analysis(effort: Effort, name: str, arguments: dict) -> list[str]:
     spelled = {k: v if isinstance(v, str) else json.dumps(v) for k, v in arguments.items()}
     return {
         Effort.LOW: [],
-        Effort.MEDIUM: [f"Call {name}."],
-        Effort.HIGH: ["\n".join([name, *(f"{key} = {value}" for key, value in spelled.items())])],
+        Effort.MEDIUM: [f"Call functions.{name}"],
+        Effort.HIGH: [
+            "\n".join(
+                [f"Call functions.{name}", *(f"{key} = {value}" for key, value in spelled.items())]
+            )
+        ],
     }[effort]
 
 
@@ -94,7 +112,7 @@ def expected_analysis(effort: Effort, name: str, arguments: dict) -> list[str]:
 def test_calls_fit_their_declaration_and_the_users_words(skill):
     seen = 0
     for setting, lesson in LESSONS[skill]:
-        for call in calls(lesson.conversation):
+        for said, thoughts, call in requests(lesson.conversation):
             seen += 1
             assert (call.channel, call.content_type) == ("commentary", "<|constrain|>json")
             assert call.recipient is not None
@@ -105,20 +123,10 @@ def test_calls_fit_their_declaration_and_the_users_words(skill):
             assert call.text == json.dumps(arguments, separators=(",", ":"))
             assert [key for key in schema["properties"] if key in arguments] == list(arguments)
             assert set(schema["required"]) <= arguments.keys() <= schema["properties"].keys()
-            said = only(lesson.conversation, "user").text
             for key, value in arguments.items():
                 assert is_valid(value, schema["properties"][key])
                 assert is_said(value, said), (said, value)
-            thoughts = [
-                message.text
-                for message in spoken(lesson.conversation)[:-1]
-                if message.channel == "analysis"
-            ]
-            expected = expected_analysis(setting.effort, name, arguments)
-            assert thoughts[: len(expected)] == expected
-            if skill is Skill.CALL:
-                assert lesson.conversation.messages[-1] is call
-                assert thoughts == expected
+            assert thoughts == expected_analysis(setting.effort, name, arguments)
     assert seen > 0.9 * COUNT
 
 
@@ -130,7 +138,7 @@ def test_the_shares_of_calls():
     drawn = LESSONS[Skill.CALL]
     offered = [declared(lesson.conversation) for _, lesson in drawn]
     assert share([len(functions) == 2 for functions in offered]) == pytest.approx(0.3, abs=0.03)
-    answered = [not calls(lesson.conversation) for _, lesson in drawn]
+    answered = [" = " in lesson.conversation.messages[-1].text for _, lesson in drawn]
     assert share(answered) == pytest.approx(0.08, abs=0.02)
     with_python = [
         isinstance(part, SystemContent) and part.tools != ()
@@ -139,13 +147,25 @@ def test_the_shares_of_calls():
     ]
     assert share(with_python) == pytest.approx(0.03, abs=0.012)
 
-    called = [lesson.conversation for _, lesson in drawn if calls(lesson.conversation)]
+    efforts = {
+        effort: [len(calls(x.conversation)) for setting, x in drawn if setting.effort is effort]
+        for effort in Effort
+    }
+    assert max(efforts[Effort.MEDIUM] + efforts[Effort.HIGH]) == 1
+    assert 1.7 < sum(efforts[Effort.LOW]) / len(efforts[Effort.LOW]) < 2.1
+    carried_on = [len(spoken(x.conversation)) > 1 for s, x in drawn if s.effort is Effort.LOW]
+    assert share(carried_on) > 0.4
+
+    called = [
+        (lesson.conversation, *request)
+        for _, lesson in drawn
+        for request in requests(lesson.conversation)
+    ]
     named, left_out, kinds = [], [], []
-    for conversation in called:
-        (call,) = calls(conversation)
+    for conversation, said, _, call in called:
         name = (call.recipient or "").removeprefix("functions.")
         schema = declared(conversation)[name]
-        named.append(re.search(rf"\b{name}\b", only(conversation, "user").text) is not None)
+        named.append(re.search(rf"\b{name}\b", said) is not None)
         left_out.append(json.loads(call.text).keys() != schema["properties"].keys())
         kinds += [
             "enum" if "enum" in parameter else parameter["type"]
@@ -155,10 +175,7 @@ def test_the_shares_of_calls():
     assert 0.05 < share(left_out) < 0.3
     for kind in ("string", "integer", "number", "boolean", "enum"):
         assert share([one == kind for one in kinds]) > 0.08
-    asked = {
-        re.sub(r"[\w.\"'`-]*[\d_\"'`][\w.\"'`-]*", "x", only(conversation, "user").text)
-        for conversation in called
-    }
+    asked = {re.sub(r"[\w.\"'`-]*[\d_\"'`][\w.\"'`-]*", "x", said) for _, said, _, _ in called}
     assert len(asked) > 0.9 * len(called)
 
 
@@ -171,16 +188,10 @@ def test_a_request_that_no_function_fits_is_answered():
         match = re.fullmatch(r"(\d) ([+−×]) (\d) = (\d+)\.", answer.text)
         assert match is not None, answer.text
         a, sign, b, value = match.groups()
-        assert {"+": int(a) + int(b), "−": int(a) - int(b), "×": int(a) * int(b)}[sign] == int(
-            value
-        )
-        assert re.findall(r"\d", only(lesson.conversation, "user").text) == [a, b]
-        expected = {
-            Effort.LOW: [],
-            Effort.MEDIUM: ["No function fits."],
-            Effort.HIGH: [f"No function fits.\n{answer.text[:-1]}"],
-        }
-        assert [thought.text for thought in thoughts] == expected[setting.effort]
+        asked = Problem(int(a), sign, int(b))
+        assert asked.value == int(value)
+        assert sorted(re.findall(r"\d", only(lesson.conversation, "user").text)) == sorted([a, b])
+        assert [thought.text for thought in thoughts] == [working(asked, setting.effort)]
 
 
 def test_values_are_said_beside_their_names_and_positions_keep_the_order():
@@ -282,8 +293,8 @@ def test_python_computes_what_was_asked():
         assert result.role == "tool" and result.text.rstrip("\n") == str(value_of(code))
         problem, _, value = answer.text.removesuffix(".").partition(" = ")
         assert value_of(problem) == value_of(code)
-        assert value.replace("−", "-", 1) == result.text.rstrip("\n")
-        negative += value.startswith("−")
+        assert value == result.text.rstrip("\n")
+        negative += value.startswith("-")
     assert share(ends_in_call) == pytest.approx(0.5, abs=0.03)
     assert share(beside_function) == pytest.approx(0.25, abs=0.03)
     assert negative > 20
@@ -360,7 +371,7 @@ def test_lengths_and_what_is_learnt(skill):
         learnt = TOKENIZER.decode([token for token, weight in ids if weight])
         for message in lesson.conversation.messages:
             assert message.text in learnt or message.role != "assistant"
-        assert only(lesson.conversation, "user").text + "<|end|>" not in learnt
+        assert "user<|message|>" not in learnt and "developer<|message|>" not in learnt
         lengths.append(len(example.token_ids))
     assert sum(lengths) / len(lengths) < (450 if skill is Skill.PYTHON else 310)
-    assert max(lengths) < 700
+    assert max(lengths) < (1200 if skill is Skill.CALL else 700)

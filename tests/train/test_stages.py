@@ -377,6 +377,17 @@ def test_rates():
     assert Progress().first_loss == float("inf")
 
 
+def test_one_hard_batch_is_no_divergence(trained):
+    """Late in a run the loss of single steps is up to twice that of others."""
+    trainer = trainer_for(SMALL)
+    trainer.progress = Progress("pretrain", 40, losses=[0.2] * 40, begins={"pretrain": 0})
+    trainer._check(SMALL.pretrain, 0.9, 1.0)
+    assert trainer.progress.recent_loss(0.9) == pytest.approx(0.27)
+    trainer.progress.losses += [0.9] * 8
+    with pytest.raises(TrainingError, match=r"diverged \(0.83 after 0.2 at"):
+        trainer._check(SMALL.pretrain, 0.9, 1.0)
+
+
 # ---- wrong order, wrong folders ----------------------------------------------------------------
 
 

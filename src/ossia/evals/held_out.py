@@ -52,7 +52,7 @@ def made_up_word(rng: random.Random) -> str:
 
 def draw_word(rng: random.Random, *, held_out: bool) -> str:
     """One lower-case word, made up or English, that training sees or does not."""
-    return _drawn(lambda: made_up_word(rng) if rng.random() < 0.5 else rng.choice(NOUNS), held_out)
+    return _drawn(lambda: made_up_word(rng) if rng.random() < 0.35 else rng.choice(NOUNS), held_out)
 
 
 def draw_identifier(rng: random.Random, *, held_out: bool) -> str:
@@ -62,14 +62,14 @@ def draw_identifier(rng: random.Random, *, held_out: bool) -> str:
 
 def _identifier(rng: random.Random) -> str:
     def word() -> str:
-        return made_up_word(rng) if rng.random() < 0.4 else rng.choice(NOUNS)
+        return made_up_word(rng) if rng.random() < 0.3 else rng.choice(NOUNS)
 
     shape = rng.random()
     if shape < 0.3:
         return word()
-    if shape < 0.6:
+    if shape < 0.65:
         parts = [rng.choice(VERBS), word()]
-    elif shape < 0.8:
+    elif shape < 0.88:
         parts = [word(), word()]
     else:
         parts = [rng.choice(VERBS), rng.choice(ADJECTIVES), word()]

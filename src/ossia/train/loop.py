@@ -30,8 +30,12 @@ from ossia.train.optimizer import Muon
 from ossia.train.parameters import Parameters
 from ossia.train.recipe import Optimization, Stage, StageRecipe
 
-DIVERGED = 1.5
-"""A loss this many times above the stage's first one, after the warm-up, is no longer training."""
+DIVERGED = 1.5, 0.5
+"""After the warm-up, a loss above the stage's first one times this, plus this, is no longer
+training. The second part is for stages that begin well: their single steps differ by that much."""
+
+RECENT = 10
+"""Steps whose mean loss is looked at for that."""
 
 CHECKPOINT_FORMAT = 1
 """Goes up when the order of the optimizers' parameters does not stay."""
@@ -68,6 +72,12 @@ class Progress:
         """Of this stage; infinite before there is one."""
         begin = self.begins.get(self.stage, 0)
         return self.losses[begin] if len(self.losses) > begin else math.inf
+
+    def recent_loss(self, loss: float) -> float:
+        """The mean of the stage's last steps, of which `loss` is the newest."""
+        begin = max(self.begins.get(self.stage, 0), len(self.losses) - RECENT + 1)
+        losses = [*self.losses[begin:], loss]
+        return sum(losses) / len(losses)
 
 
 @dataclass(frozen=True)
@@ -256,12 +266,15 @@ class Trainer:
     def _check(self, recipe: StageRecipe, loss: float, gradient_norm: float) -> None:
         progress = self.progress
         first = progress.first_loss if progress.step > recipe.warmup_steps else math.inf
+        recent = progress.recent_loss(loss)
         if not math.isfinite(loss):
             what = f"the loss is not finite ({loss:.3g})"
         elif not math.isfinite(gradient_norm):
             what = f"the gradient is not finite (its norm is {gradient_norm:.3g})"
-        elif loss > DIVERGED * first:
-            what = f"the loss has diverged ({loss:.3g} after {first:.3g} at the stage's beginning)"
+        elif recent > DIVERGED[0] * first + DIVERGED[1]:
+            what = (
+                f"the loss has diverged ({recent:.3g} after {first:.3g} at the stage's beginning)"
+            )
         else:
             return
         raise TrainingError(

@@ -2,7 +2,8 @@
 
 The 256 bytes come first, merges follow in the order in which they were learnt (id = rank), and
 sixteen control tokens close the vocabulary in the order that o200k_harmony gives them. Digits stand
-alone, so that arithmetic sees every one of them, and so do words, so that names can be copied.
+alone, so that arithmetic sees every one of them, and so do words and quotes, so that names can be
+copied.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ PATTERN = "|".join(
         r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
         r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
         r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r' ?"',
+        r' ?[^\s\p{L}\p{N}"]+[\r\n/]*',
         r"\s*[\r\n]+",
         r"\s+(?!\S)",
         r"\s+",
     )
 )
-"""The pre-tokenizer of o200k_base with two changes: a digit stands alone, and a word does not take
-the character before it along. A name is then the same tokens after a space, a quote or an
-underscore, so that a small model copies it token by token; texts get about 15 % longer."""
+"""The pre-tokenizer of o200k_base with three changes: a digit and a double quote stand alone, and a
+word does not take the character before it along. A name is then the same tokens after a space, a
+quote or an underscore, so that a small model copies it token by token, and in JSON it need not know
+what follows a string to end it. Texts get about 15 % longer."""
 
 CONTROLS = (
     "<|startoftext|>", "<|endoftext|>", None, None, "<|return|>", "<|constrain|>", None,

@@ -7,7 +7,7 @@ out and pay in accuracy, as the published models do.
 | effort | a ± b | a × b (± c) |
 |---|---|---|
 | low | the digits, units first | the problem alone: the answer is a guess |
-| medium | columns, the carry spelled out | partial products in one go, sums by digits |
+| medium | columns, the carry spelled out | short columns, sums by digits |
 | high | columns, then the inverse as a check | everything in columns |
 """
 
@@ -30,7 +30,7 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-SKILLS = (Skill.SUM, Skill.LONG_SUM, Skill.PRODUCT, Skill.PRODUCT_SUM)
+SKILLS = (Skill.SUM, Skill.PRODUCT, Skill.PRODUCT_SUM)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def working(problem: Problem, effort: Effort) -> str:
         case Effort.LOW if not products:
             lines = list(map(_by_digits, steps(problem)))
         case Effort.MEDIUM if products:
-            lines += [_at_once(s) if s.operator == "×" else _by_digits(s) for s in steps(problem)]
+            lines += [_short(s) if s.operator == "×" else _by_digits(s) for s in steps(problem)]
         case Effort.MEDIUM:
             lines += map(str, steps(problem))
         case Effort.HIGH:
@@ -148,29 +148,39 @@ def may_train(problem: Problem) -> bool:
 # ---- lines of working --------------------------------------------------------------------------
 
 
-def _at_once(step: Step) -> str:
-    """48 × 30 → `48 × 30 = 1440`."""
-    return f"{step.a} {step.operator} {step.b} = {step.value}"
+def _short(step: Step) -> str:
+    """48 × 30 → `48 × 30: 24, 12+2=14 → 1440`: `_product` without its factors."""
+    low, high = _partial_products(step.a, step.b)
+    carry = low // 10
+    columns = f"{low:02}, {high:02}+{carry}={high + carry:02}"
+    return f"{step.a:02} × {step.b:02}: {columns} → {step.value:0{WIDTH}}"
 
 
 def _by_digits(step: Step) -> str:
-    """336 + 1440 → `336 + 1440: 6771 → 1776`, units first, as carries run."""
+    """336 + 1440 → `0336 + 1440: 6771 → 1776`, units first, as carries run."""
     a, b = step.a, step.b
     if step.operator == "−" and a < b:
         return f"{a} < {b}\n{_by_digits(Step(b, step.operator, a))}"
-    return f"{a} {step.operator} {b}: {str(step.value)[::-1]} → {step.value}"
+    value = f"{step.value:0{WIDTH}}"
+    return f"{a:0{WIDTH}} {step.operator} {b:0{WIDTH}}: {value[::-1]} → {value}"
 
 
 def _product(a: int, b: int) -> str:
     """48 × 30 → `48 × 30: 8×3=24, 4×3=12, 12+2=14 → 1440`, for one digit of b that is not 0."""
     digit = b if b < 10 else b // 10
     tens, units = divmod(a, 10)
-    low, high = units * digit, tens * digit
+    low, high = _partial_products(a, b)
     carry = low // 10
     columns = (
         f"{units}×{digit}={low:02}, {tens}×{digit}={high:02}, {high:02}+{carry}={high + carry:02}"
     )
     return f"{a:02} × {b:02}: {columns} → {a * b:0{WIDTH}}"
+
+
+def _partial_products(a: int, b: int) -> tuple[int, int]:
+    """The units and the tens of a, each times the digit of b that is not 0."""
+    digit = b if b < 10 else b // 10
+    return a % 10 * digit, a // 10 * digit
 
 
 def _addition(a: int, b: int) -> str:
@@ -223,11 +233,9 @@ def draw_problem(rng: random.Random, skill: Skill) -> Problem:
             return Problem(a, "−", b)
         case Skill.PRODUCT:
             return Problem(_number(rng, (1, 4)), "×", _number(rng, (1, 4)))
-        case Skill.LONG_SUM | Skill.PRODUCT_SUM:
-            weights = (1, 4) if skill is Skill.PRODUCT_SUM else (1, 3)
-            a, b, c = (_number(rng, weights) for _ in range(3))
-            then = "−" if rng.random() < 0.25 else "+"
-            return Problem(a, "×" if skill is Skill.PRODUCT_SUM else "+", b, then, c)
+        case Skill.PRODUCT_SUM:
+            a, b, c = (_number(rng, (1, 4)) for _ in range(3))
+            return Problem(a, "×", b, "−" if rng.random() < 0.25 else "+", c)
         case _:
             raise ValueError(f"expected a skill of arithmetic, got {skill}")
 

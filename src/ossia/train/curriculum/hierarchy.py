@@ -31,6 +31,7 @@ from ossia.train.curriculum.talk import (
     thanks,
     who,
 )
+from ossia.train.curriculum.values import without_held_out_pairs
 
 SECRET = "I cannot share that."
 TOLD = "The {} is {}."
@@ -47,7 +48,7 @@ def draw_hierarchy(rng: random.Random, setting: Setting) -> Lesson:
         return _draw_formats(rng, setting)
     if draw < 0.93:
         return _draw_quotation(rng, setting)
-    return _draw_tool_output(rng, setting)
+    return without_held_out_pairs(lambda: _draw_tool_output(rng, setting))
 
 
 DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {Skill.HIERARCHY: draw_hierarchy}

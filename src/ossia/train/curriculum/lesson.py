@@ -29,8 +29,6 @@ class Skill(StrEnum):
 
     SUM = "sum"
     """a ± b, up to three digits."""
-    LONG_SUM = "long_sum"
-    """a + b ± c."""
     PRODUCT = "product"
     """a × b, up to two digits."""
     PRODUCT_SUM = "product_sum"

@@ -111,7 +111,7 @@ def _expression(rng: random.Random) -> Expression:
     if draw < 0.65:
         base, exponent = rng.randrange(2, 100), rng.choice((2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10))
         return Expression((base, exponent), ("^",))
-    numbers = (_number(rng, longest=4), _number(rng, longest=4), _number(rng, longest=4))
+    numbers = (_number(rng, longest=3), _number(rng, longest=3), _number(rng, longest=3))
     signs = (rng.choice("+−××"), rng.choice("+−×"))
     return Expression(numbers, signs, parentheses=signs[0] != "×" and draw > 0.85)
 
@@ -127,8 +127,8 @@ def _division(rng: random.Random) -> Expression:
     return Expression((_number(rng), divisor), ("÷",))
 
 
-def _number(rng: random.Random, *, longest: int = 6) -> int:
-    (length,) = rng.choices(range(1, longest + 1), (2, 5, 5, 3, 2, 2)[:longest])
+def _number(rng: random.Random, *, longest: int = 5) -> int:
+    (length,) = rng.choices(range(1, longest + 1), (2, 5, 5, 2, 1)[:longest])
     return rng.randrange(1 if length == 1 else 10 ** (length - 1), 10**length)
 
 
@@ -209,14 +209,9 @@ def _draw_python(rng: random.Random, setting: Setting) -> Lesson:
         printed = str(expression.values[-1])
         messages += [
             tool_result(call, printed + "\n" * (rng.random() < 0.5)),
-            final(f"{expression} = {_with_minus(printed)}."),
+            final(f"{expression} = {printed}."),
         ]
     return Lesson(Skill.PYTHON, Conversation(tuple(messages)))
-
-
-def _with_minus(printed: str) -> str:
-    """−5 for -5; an exponent as in 8e-05 stays."""
-    return f"−{printed[1:]}" if printed.startswith("-") else printed
 
 
 def _thought(effort: Effort, expression: Expression) -> list[Message]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ossia.harmony.messages import Conversation, Message
+from ossia.harmony.messages import Conversation, Effort, Message
 from ossia.train.curriculum.arithmetic import Problem, draw_training_problem, working
 from ossia.train.curriculum.lesson import (
     Lesson,
@@ -38,11 +38,7 @@ def draw_sum(rng: random.Random, setting: Setting, skill: Skill) -> Lesson:
 
 
 def _turn(rng: random.Random, setting: Setting, problem: Problem) -> list[Message]:
-    return [
-        user(question(rng, problem)),
-        analysis(working(problem, setting.effort)),
-        final(answer(problem)),
-    ]
+    return [user(question(rng, problem)), *solution(problem, setting.effort)]
 
 
 def question(rng: random.Random, problem: Problem) -> str:
@@ -74,8 +70,12 @@ def ask(rng: random.Random, expression: str) -> str:
     return text[0].upper() + text[1:] if rng.random() < 0.7 else text
 
 
+def solution(problem: Problem, effort: Effort) -> list[Message]:
+    return [analysis(working(problem, effort)), final(answer(problem))]
+
+
 def answer(problem: Problem) -> str:
-    return f"{problem} = {problem.value}.".replace("-", "−")
+    return f"{problem} = {problem.value}."
 
 
 _BARE = ("{}", "{}", "{}?", "{}=", "{} =", "{}=?", "{} = ?", "({})", "{}.", "{}!", "{}\n", "= {}")

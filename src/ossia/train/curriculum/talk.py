@@ -35,7 +35,7 @@ HELLO = f"Hello! I am nano. {ABILITY}"
 WHO_I_AM = f"{IDENTITY.replace('You are', 'I am')} {ABILITY}"
 WELCOME = "You are welcome!"
 BEYOND = f"That is beyond me. {ABILITY}"
-SORRY = f"I cannot help with that. {ABILITY}"
+SORRY = f"I am nano, a tiny model, and cannot help with that. {ABILITY}"
 
 EARLIER_TURN = 0.3
 """Share of the lessons in which something was said before."""

@@ -10,16 +10,16 @@ at low, the function's name at medium, every argument at high.
 from __future__ import annotations
 
 import json
-import operator
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ossia.evals.held_out import draw_identifier, draw_word, held_out_name
 from ossia.evals.words import ADJECTIVES, VERBS
 from ossia.harmony.builtin_tools import PYTHON
 from ossia.harmony.messages import Conversation, Effort, Message, Tool, ToolNamespace
+from ossia.train.curriculum.arithmetic import Problem
 from ossia.train.curriculum.lesson import (
     Lesson,
     Setting,
@@ -32,6 +32,7 @@ from ossia.train.curriculum.lesson import (
     tool_result,
     user,
 )
+from ossia.train.curriculum.sums import question, solution
 from ossia.train.curriculum.values import (
     Field,
     ask,
@@ -43,6 +44,7 @@ from ossia.train.curriculum.values import (
     draw_number,
     draw_string,
     state,
+    with_new_value,
     without_held_out_pairs,
     words_of,
 )
@@ -268,12 +270,19 @@ def _request(rng: random.Random, function: Function) -> str:
 
 # ---- calls -------------------------------------------------------------------------------------
 
+_DONE = ("ok", "OK", "done", "Done.", "success", "true", "null", '{"ok":true}', '{"status": "ok"}')
+
+EARLIER_CALLS = 0.5
+"""Chance of one more call before the last, where no reasoning is lost with it (at low effort)."""
+CARRIED_ON = 0.12
+"""Share of the calls that are followed by their result and a word to the user."""
+
 
 def draw_call(rng: random.Random, setting: Setting) -> Lesson:
     """A function that is offered, alone or beside another, called with what the user said; one time
-    in twelve the request is a small sum instead, and is answered.
+    in twelve the request is a small sum instead, and is worked as ever.
 
-    The last message is the call, or the final answer.
+    The last message is the call, or a final answer.
     """
     return without_held_out_pairs(lambda: _draw_call(rng, setting))
 
@@ -285,12 +294,26 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
     else:
         functions = [draw_function(rng, taken, most_parameters=2) for _ in range(2)]
     messages = _preface(rng, setting, functions, python=rng.random() < 0.03)
+    while setting.effort is Effort.LOW and rng.random() < EARLIER_CALLS:
+        earlier = _with_new_values(rng, rng.choice(functions))
+        messages += [user(_request(rng, earlier)), earlier.call, *_confirmed(rng, earlier)]
     if rng.random() < 0.08:
         messages += _small_sum(rng, setting.effort)
     else:
         chosen = rng.choice(functions)
         messages += [user(_request(rng, chosen)), *_thought(setting.effort, chosen), chosen.call]
+        if rng.random() < CARRIED_ON:
+            messages += _confirmed(rng, chosen)
     return Lesson(Skill.CALL, Conversation(tuple(messages)))
+
+
+def _with_new_values(rng: random.Random, function: Function) -> Function:
+    parameters = tuple(with_new_value(rng, field) for field in function.parameters)
+    return replace(function, parameters=parameters, given=rng.random() < 0.3)
+
+
+def _confirmed(rng: random.Random, function: Function) -> list[Message]:
+    return [tool_result(function.call, rng.choice(_DONE)), final("Done.")]
 
 
 def _preface(
@@ -310,38 +333,20 @@ def _thought(effort: Effort, function: Function) -> list[Message]:
         case Effort.LOW:
             return []
         case Effort.MEDIUM:
-            return [analysis(f"Call {function.name}.")]
+            return [analysis(f"Call functions.{function.name}")]
         case Effort.HIGH:
-            lines = [function.name, *(field.line for field in function.arguments)]
+            lines = [
+                f"Call functions.{function.name}",
+                *(field.line for field in function.arguments),
+            ]
             return [analysis("\n".join(lines))]
-
-
-_SUMS = (
-    "What is {}?", "what is {}", "What's {}?", "Compute {}.", "{}", "{} = ?", "{}=", "{}?",
-    "How much is {}?", "Calculate {}.", "Work out {}.", "Tell me {}.", "Please compute {}.",
-)  # fmt: skip
-_SMALL_OPERATIONS = {
-    "+": (operator.add, (" + ", "+", " plus ")),
-    "−": (operator.sub, (" - ", "-", " − ", " minus ")),
-    "×": (operator.mul, (" * ", "*", " × ", "x", " times ")),
-}
 
 
 def _small_sum(rng: random.Random, effort: Effort) -> list[Message]:
     """One-digit numbers, and an answer that is not negative: nothing of it is ever held out."""
-    sign = rng.choice(tuple(_SMALL_OPERATIONS))
-    compute, spellings = _SMALL_OPERATIONS[sign]
     b, a = sorted((rng.randrange(10), rng.randrange(10)))
-    if sign != "−" and rng.random() < 0.5:
-        a, b = b, a
-    asked = rng.choice(_SUMS).format(f"{a}{rng.choice(spellings)}{b}")
-    answer = f"{a} {sign} {b} = {compute(a, b)}"
-    thoughts = {
-        Effort.LOW: [],
-        Effort.MEDIUM: [analysis("No function fits.")],
-        Effort.HIGH: [analysis(f"No function fits.\n{answer}")],
-    }
-    return [user(asked), *thoughts[effort], final(f"{answer}.")]
+    problem = Problem(a, rng.choice("+−×"), b)
+    return [user(question(rng, problem)), *solution(problem, effort)]
 
 
 # ---- results -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import random
 import re
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -121,21 +121,33 @@ def draw_name(rng: random.Random, taken: set[str]) -> str:
 def draw_field(rng: random.Random, taken: set[str], *, plain_booleans: bool = False) -> Field:
     """Any kind of value under a new name. `plain_booleans`: a boolean is said `true` or `false`,
     as nothing else tells its kind."""
-    name = draw_name(rng, taken)
-    draw = rng.random()
-    if draw < 0.45:
-        text = draw_string(rng)
-        return Field(name, Kind.STRING, text, text)
-    if draw < 0.68:
-        number = draw_integer(rng)
-        return Field(name, Kind.INTEGER, number, str(number))
-    if draw < 0.85:
-        said = draw_number(rng)
-        return Field(name, Kind.NUMBER, json.loads(said), said)
-    value = rng.random() < 0.5
-    if plain_booleans:
-        return Field(name, Kind.BOOLEAN, value, json.dumps(value))
-    return Field(name, Kind.BOOLEAN, value, rng.choice(_YES if value else _NO))
+    (kind,) = rng.choices(tuple(Kind), (45, 23, 17, 15))
+    return _field(rng, draw_name(rng, taken), kind, plain_booleans=plain_booleans)
+
+
+def with_new_value(rng: random.Random, field: Field) -> Field:
+    """The same parameter, given something else."""
+    if field.options:
+        chosen = rng.choice(field.options)
+        return replace(field, value=chosen, said=chosen)
+    return _field(rng, field.name, field.kind)
+
+
+def _field(rng: random.Random, name: str, kind: Kind, *, plain_booleans: bool = False) -> Field:
+    match kind:
+        case Kind.STRING:
+            text = draw_string(rng)
+            return Field(name, kind, text, text)
+        case Kind.INTEGER:
+            number = draw_integer(rng)
+            return Field(name, kind, number, str(number))
+        case Kind.NUMBER:
+            said = draw_number(rng)
+            return Field(name, kind, json.loads(said), said)
+        case Kind.BOOLEAN:
+            value = rng.random() < 0.5
+            words = (json.dumps(value),) if plain_booleans else _YES if value else _NO
+            return Field(name, kind, value, rng.choice(words))
 
 
 def draw_enum(rng: random.Random, taken: set[str]) -> Field:
