@@ -27,6 +27,7 @@ from ossia.train.curriculum.arithmetic import (
     working,
 )
 from ossia.train.curriculum.documents import Document, Topic, draw_document
+from ossia.train.curriculum.drills import draw_call_drill, draw_shape_drill
 from ossia.train.curriculum.lesson import IDENTITY, Lesson, Setting, Skill, draw_setting
 from ossia.train.curriculum.lessons import DRAW_LESSON, SOURCES, draw, stream
 from ossia.train.curriculum.sums import answer, draw_sum, question
@@ -233,6 +234,39 @@ def test_no_declared_name_is_held_out(drawn):
                             seen += len(names)
                             assert not any(map(held_out_name, names)), names
     assert seen > 1000
+
+
+# ---- drills -----------------------------------------------------------------------------------
+
+
+def test_what_a_call_drill_asks_for_follows_from_what_it_gives():
+    rng = random.Random(21)
+    two = 0
+    for _ in range(400):
+        given, answer = draw_call_drill(rng)
+        name, _, arguments = answer.removeprefix("functions.").partition(" ")
+        declared = dict(re.findall(r"^type (\w+) = \(_: \{\n(.*?)\n\}\)", given, re.M | re.S))
+        two += len(declared) == 2
+        keys = re.findall(r"^(\w+)\??: ", declared[name], re.M)
+        values = json.loads(arguments)
+        assert [key for key in keys if key in values] == list(values)
+        said = given.rpartition("=> any;")[2]
+        for value in values.values():
+            assert isinstance(value, bool) or str(value) in said
+    assert 80 < two < 160
+
+
+def test_what_a_shape_drill_asks_for_follows_from_what_it_gives():
+    rng = random.Random(22)
+    formats = 0
+    for _ in range(400):
+        given, answer = draw_shape_drill(rng)
+        formats += given.startswith("# Response Formats")
+        assert answer == json.dumps(json.loads(answer), ensure_ascii=False) + "\n"
+        for key, value in json.loads(answer).items():
+            assert key in given
+            assert isinstance(value, bool | list | dict) or str(value) in given
+    assert 50 < formats < 110
 
 
 # ---- documents and lessons ---------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ossia.evals.held_out import draw_identifier, draw_word, held_out_pair
 from ossia.evals.words import NOUNS, SMALL
 from ossia.harmony.messages import Effort
 from ossia.train.curriculum.arithmetic import SKILLS, draw_training_problem, working
+from ossia.train.curriculum.drills import Drill, draw_call_drill, draw_shape_drill
 
 Span = tuple[str, int]
 """A piece of text and the weight of its loss, 0 or 1."""
@@ -34,6 +35,10 @@ class Topic(StrEnum):
     """Keys with values, then some of the keys again, each with its value."""
     JSON = "json"
     """Lines into JSON, and JSON into lines."""
+    CALL_DRILL = "call_drill"
+    """Declared functions, a request, the call."""
+    SHAPE_DRILL = "shape_drill"
+    """A requested shape, values, the JSON."""
     WORKING = "working"
     """Problems with their working, outside of any conversation."""
 
@@ -188,6 +193,14 @@ def _spoken(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _drills(draw: Callable[[random.Random], Drill]) -> Callable[[random.Random, int], list[Span]]:
+    def spans(rng: random.Random, size: int) -> list[Span]:
+        drills = [draw(rng) for _ in range(max(1, size // 8))]
+        return [span for given, answer in drills for span in ((given, 0), (answer, 1))]
+
+    return spans
+
+
 # ---- working -----------------------------------------------------------------------------------
 
 
@@ -206,5 +219,7 @@ _DRAW: dict[Topic, Callable[[random.Random, int], Sequence[Span]]] = {
     Topic.COPY: _copy,
     Topic.LOOKUP: _lookup,
     Topic.JSON: _json,
+    Topic.CALL_DRILL: _drills(draw_call_drill),
+    Topic.SHAPE_DRILL: _drills(draw_shape_drill),
     Topic.WORKING: _working,
 }

@@ -65,14 +65,14 @@ _TYPE_WORDS = {
 
 
 def draw_keys(rng: random.Random) -> tuple[Key, ...]:
-    """Two to four keys; one time in seven one of them holds a list or an object."""
+    """Two to four keys; one time in fifteen one of them holds a list or an object."""
     taken: set[str] = set()
     draw = rng.random()
-    (count,) = rng.choices((2, 3, 4), (45, 40, 15) if draw >= 0.15 else (75, 25, 0))
+    (count,) = rng.choices((2, 3, 4), (50, 38, 12) if draw >= 0.065 else (75, 25, 0))
     keys = [_plain(rng, draw_field(rng, taken, plain_booleans=True)) for _ in range(count)]
-    if draw < 0.075:
+    if draw < 0.035:
         keys[rng.randrange(count)] = _list(rng, taken)
-    elif draw < 0.15:
+    elif draw < 0.065:
         keys[rng.randrange(count)] = _object(rng, taken)
     return tuple(keys)
 
@@ -164,9 +164,9 @@ _AT_ONCE = (
 _VALUES_AFTER = (
     "{request} {sentence}.", "{request} {sentence}.", "{request} {sentence}.", "{request}\n{lines}",
     "{request}\n\n{lines}", "{request} Here it is: {phrases}.", "{request} Take {phrases}.",
-    "{request} With {phrases}.", "{request} Values: {values}.", "{request} Use {phrases}.",
+    "{request} With {phrases}.", "{request} Data: {phrases}.", "{request} Use {phrases}.",
     "{request} In this order: {values}.", "{request} {phrases}", "{request}\n{sentence}.",
-    "{request} {values}", "{request} I have {phrases}.", "{request} We know that {clauses}.",
+    "{request} I have {phrases}.", "{request} We know that {clauses}.",
 )  # fmt: skip
 _VALUES_BEFORE = (
     "{sentence}. {request}", "{lines}\n{request}", "{lines}\n\n{request}", "{phrases}. {request}",
@@ -176,7 +176,7 @@ _VALUES_BEFORE = (
 
 _VALUES_ALONE = (
     "{sentence}.", "{sentence}.", "{phrases}", "{phrases}.", "{lines}", "{lines}", "{values}",
-    "{values}.", "Here it is: {phrases}.", "I have {phrases}.", "Take {phrases}.",
+    "Here it is: {phrases}.", "I have {phrases}.", "Take {phrases}.",
     "With {phrases}.", "We know that {clauses}.", "This is it:\n{lines}", "Please note {phrases}.",
     "The data: {phrases}", "Write it down: {clauses}.", "Well, {clauses}.",
 )  # fmt: skip
@@ -272,17 +272,17 @@ def _draw_shape(rng: random.Random, setting: Setting) -> Lesson:
     messages = [system_message(rng, setting)]
     draw = rng.random()
     if draw < 0.6:
-        messages.append(user(_user_request(rng, keys)))
+        messages.append(user(user_request(rng, keys)))
     else:
         told = _instructed(rng, keys) if draw < 0.8 else _formatted(rng, keys)
-        slots = _slots(rng, keys, exact=False)
-        messages += [told, user(ask(rng, rng.choice(_VALUES_ALONE), **slots))]
+        messages += [told, user(values_alone(rng, keys))]
     answer = json.dumps({key.name: key.value for key in keys}, ensure_ascii=False)
     messages += [*_thought(setting.effort, keys), final(answer)]
     return Lesson(Skill.SHAPE, Conversation(tuple(messages)))
 
 
-def _user_request(rng: random.Random, keys: Sequence[Key]) -> str:
+def user_request(rng: random.Random, keys: Sequence[Key]) -> str:
+    """The keys and the values, in either order or at once."""
     if rng.random() < 0.2:
         slots = _slots(rng, keys, exact=True)
         return ask(rng, rng.choice(_AT_ONCE), **slots)
@@ -295,6 +295,11 @@ def _user_request(rng: random.Random, keys: Sequence[Key]) -> str:
     return ask(rng, template, request=request, **slots)
 
 
+def values_alone(rng: random.Random, keys: Sequence[Key]) -> str:
+    """What the user says where somebody else has named the keys."""
+    return ask(rng, rng.choice(_VALUES_ALONE), **_slots(rng, keys, exact=False))
+
+
 def _instructed(rng: random.Random, keys: Sequence[Key]) -> Message:
     told = rng.choice(_TOLD)
     slots = {"keys": _wanted(rng, keys), "skeleton": _skeleton(rng, keys)}
@@ -302,12 +307,15 @@ def _instructed(rng: random.Random, keys: Sequence[Key]) -> Message:
 
 
 def _formatted(rng: random.Random, keys: Sequence[Key]) -> Message:
+    instructions = rng.choice(_FORMAT_INSTRUCTIONS) if rng.random() < 0.4 else None
+    return developer_message(instructions, response_formats=(draw_format(rng, keys),))
+
+
+def draw_format(rng: random.Random, keys: Sequence[Key]) -> ResponseFormat:
     schema = _schema(keys)
     if rng.random() < 0.3:
         schema["additionalProperties"] = False
-    name = draw_word(rng, held_out=False)
-    instructions = rng.choice(_FORMAT_INSTRUCTIONS) if rng.random() < 0.4 else None
-    return developer_message(instructions, response_formats=(ResponseFormat(name, schema),))
+    return ResponseFormat(draw_word(rng, held_out=False), schema)
 
 
 def _thought(effort: Effort, keys: Sequence[Key]) -> list[Message]:

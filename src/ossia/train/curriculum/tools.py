@@ -243,7 +243,8 @@ _INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def _request(rng: random.Random, function: Function) -> str:
+def request(rng: random.Random, function: Function) -> str:
+    """The user's words for a call of it."""
     statement = state(rng, function.arguments)
     draw = rng.random()
     # What comes first must be the first parameters, or the values alone would not tell.
@@ -272,7 +273,7 @@ def _request(rng: random.Random, function: Function) -> str:
 
 _DONE = ("ok", "OK", "done", "Done.", "success", "true", "null", '{"ok":true}', '{"status": "ok"}')
 
-EARLIER_CALLS = 0.5
+EARLIER_CALLS = 0.25
 """Chance of one more call before the last, where no reasoning is lost with it (at low effort)."""
 CARRIED_ON = 0.12
 """Share of the calls that are followed by their result and a word to the user."""
@@ -296,12 +297,12 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
     messages = _preface(rng, setting, functions, python=rng.random() < 0.03)
     while setting.effort is Effort.LOW and rng.random() < EARLIER_CALLS:
         earlier = _with_new_values(rng, rng.choice(functions))
-        messages += [user(_request(rng, earlier)), earlier.call, *_confirmed(rng, earlier)]
+        messages += [user(request(rng, earlier)), earlier.call, *_confirmed(rng, earlier)]
     if rng.random() < 0.08:
         messages += _small_sum(rng, setting.effort)
     else:
         chosen = rng.choice(functions)
-        messages += [user(_request(rng, chosen)), *_thought(setting.effort, chosen), chosen.call]
+        messages += [user(request(rng, chosen)), *_thought(setting.effort, chosen), chosen.call]
         if rng.random() < CARRIED_ON:
             messages += _confirmed(rng, chosen)
     return Lesson(Skill.CALL, Conversation(tuple(messages)))

@@ -1,0 +1,61 @@
+"""Calls and shapes with no conversation around them, one after another: what has to be looked up
+for them (the name after `type`, the next parameter, a value beside its key) makes up a quarter of
+such a text and a twentieth of a lesson. The first stage learns it here, in a few hundred steps.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+
+from ossia.harmony.tool_schema import response_formats_section, tools_section
+from ossia.train.curriculum.shapes import draw_format, draw_keys, user_request, values_alone
+from ossia.train.curriculum.tools import Function, draw_function, function_namespace, request
+from ossia.train.curriculum.values import holds_held_out_pair
+
+Drill = tuple[str, str]
+"""What is given, and what follows from it."""
+
+
+def draw_call_drill(rng: random.Random) -> Drill:
+    """One or two functions as they are declared, a request, and the call of one of them."""
+    return _without_held_out_pairs(lambda: _draw_call(rng))
+
+
+def draw_shape_drill(rng: random.Random) -> Drill:
+    """A request for JSON, or a response format and values, and the JSON."""
+    return _without_held_out_pairs(lambda: _draw_shape(rng))
+
+
+def _draw_call(rng: random.Random) -> Drill:
+    taken: set[str] = set()
+    functions = [draw_function(rng, taken)]
+    if rng.random() < 0.3:
+        functions.append(draw_function(rng, taken))
+    chosen = rng.choice(functions)
+    given = f"{_declarations(functions)}\n\n{request(rng, chosen)}\n"
+    return given, f"functions.{chosen.name} {chosen.call.text}\n"
+
+
+def _declarations(functions: list[Function]) -> str:
+    """Without the lines around them, which are always the same."""
+    section = tools_section([function_namespace(functions)])
+    return section.partition("{\n\n")[2].rpartition("\n\n}")[0]
+
+
+def _draw_shape(rng: random.Random) -> Drill:
+    keys = draw_keys(rng)
+    answer = json.dumps({key.name: key.value for key in keys}, ensure_ascii=False) + "\n"
+    if rng.random() < 0.8:
+        return f"{user_request(rng, keys)}\n", answer
+    section = response_formats_section([draw_format(rng, keys)])
+    return f"{section}\n{values_alone(rng, keys)}\n", answer
+
+
+def _without_held_out_pairs(draw: Callable[[], Drill]) -> Drill:
+    while True:
+        given, answer = draw()
+        if not holds_held_out_pair(int(digits) for digits in re.findall(r"[0-9]+", given)):
+            return given, answer
