@@ -27,7 +27,12 @@ from ossia.train.curriculum.arithmetic import (
     working,
 )
 from ossia.train.curriculum.documents import Document, Topic, draw_document
-from ossia.train.curriculum.drills import draw_call_drill, draw_shape_drill
+from ossia.train.curriculum.drills import (
+    draw_call_drill,
+    draw_question_drill,
+    draw_result_drill,
+    draw_shape_drill,
+)
 from ossia.train.curriculum.lesson import IDENTITY, Lesson, Setting, Skill, draw_setting
 from ossia.train.curriculum.lessons import DRAW_LESSON, SOURCES, draw, stream
 from ossia.train.curriculum.sums import answer, draw_sum, question
@@ -70,15 +75,21 @@ def checked_line(line: str) -> int:
     head, columns = line.split(": ")
     columns, result = columns.split(" → ")
     assert value_of(head) == int(result)
-    if re.fullmatch(r"\d+", columns):  # the digits, units first
-        assert columns[::-1] == result
-    else:
-        for equation in columns.split(", "):
-            if "=" not in equation:  # the units of a times the digit of b, unsaid
-                a, b = head.split(" × ")
-                equation = f"{a[-1]}×{b.strip('0') or 0}={equation}"
-            left, _, right = equation.partition("=")
-            assert value_of(left) == value_of(right)
+    equations = columns.split(", ")
+    if "×" not in head and all(re.fullmatch(r"\d[+−]\d=\d", each) for each in equations):
+        assert "".join(each[-1] for each in reversed(equations)) == result  # carries unsaid
+        for sign in "+−":
+            if f" {sign} " in head:
+                rows = head.split(f" {sign} ")
+                digits = [f"{x}{sign}{y}" for x, y in zip(*rows, strict=True)]
+                assert [each[:3] for each in reversed(equations)] == digits
+        return int(result)
+    for equation in equations:
+        if "=" not in equation:  # the units of a times the digit of b, unsaid
+            a, b = head.split(" × ")
+            equation = f"{a[-1]}×{b.strip('0') or 0}={equation}"
+        left, _, right = equation.partition("=")
+        assert value_of(left) == value_of(right)
     return int(result)
 
 
@@ -112,7 +123,7 @@ def test_working_grows_with_the_effort():
             sum(len(working(draw_problem(rng, skill), effort)) for _ in range(200))
             for effort in (Effort.LOW, Effort.MEDIUM, Effort.HIGH)
         ]
-        assert lengths[0] * 1.5 < lengths[1] < lengths[2]
+        assert lengths[0] * 1.3 < lengths[1] < lengths[2]
 
 
 def test_the_working_of_examples():
@@ -121,8 +132,8 @@ def test_the_working_of_examples():
     assert working(problem, Effort.MEDIUM).split("\n")[1:] == [
         "48 × 07: 56, 28+5=33 → 0336",
         "48 × 30: 24, 12+2=14 → 1440",
-        "0336 + 1440: 6771 → 1776",
-        "1776 + 0012: 8871 → 1788",
+        "0336 + 1440: 6+0=6, 3+4=7, 3+4=7, 0+1=1 → 1776",
+        "1776 + 0012: 6+2=8, 7+1=8, 7+0=7, 1+0=1 → 1788",
     ]
     assert working(problem, Effort.HIGH).split("\n")[1:] == [
         "48 × 07: 8×7=56, 4×7=28, 28+5=33 → 0336",
@@ -130,12 +141,18 @@ def test_the_working_of_examples():
         "0336 + 1440: 6+0=06, 3+4+0=07, 3+4+0=07, 0+1+0=01 → 1776",
         "1776 + 0012: 6+2=08, 7+1+0=08, 7+0+0=07, 1+0+0=01 → 1788",
     ]
-    assert working(Problem(342, "−", 57), Effort.LOW) == "0342 − 0057: 5820 → 0285"
+    assert (
+        working(Problem(342, "−", 57), Effort.LOW)
+        == "0342 − 0057: 2−7=5, 4−5=8, 3−0=2, 0−0=0 → 0285"
+    )
     assert working(Problem(342, "−", 57), Effort.HIGH).split("\n")[1:] == [
         "0342 − 0057: 2−7+10=5, 4−5−1+10=8, 3−0−1+00=2, 0−0−0+00=0 → 0285",
         "check 0285 + 0057: 5+7=12, 8+5+1=14, 2+0+1=03, 0+0+0=00 → 0342",
     ]
-    assert working(Problem(37, "−", 42), Effort.LOW) == "37 < 42\n0042 − 0037: 5000 → 0005"
+    assert (
+        working(Problem(37, "−", 42), Effort.LOW)
+        == "37 < 42\n0042 − 0037: 2−7=5, 4−3=0, 0−0=0, 0−0=0 → 0005"
+    )
 
 
 def test_a_check_gives_an_operand_back():
@@ -254,6 +271,35 @@ def test_what_a_call_drill_asks_for_follows_from_what_it_gives():
         for value in values.values():
             assert isinstance(value, bool) or str(value) in said
     assert 80 < two < 160
+
+
+def test_a_question_drill_sets_out_the_numbers_of_the_question():
+    rng = random.Random(23)
+    code = 0
+    for _ in range(400):
+        given, answer = draw_question_drill(rng)
+        asked = sorted(map(int, re.findall(r"\d+", given)))
+        if answer.startswith("print("):
+            code += 1
+            assert sorted(map(int, re.findall(r"\d+", answer))) == asked
+            continue
+        problem, *lines = answer.splitlines()
+        assert sorted(map(int, re.findall(r"\d+", problem))) == asked
+        if "×" in problem:
+            a, b = map(int, re.findall(r"\d+", problem)[:2])
+            products = [line.split(" × ") for line in lines if "×" in line]
+            assert sum(int(x) * int(y) for x, y in products) == a * b
+        else:
+            assert value_of(lines[0]) == value_of(problem)
+    assert 120 < code < 200
+
+
+def test_a_result_drill_is_answered_from_the_output():
+    rng = random.Random(24)
+    for _ in range(400):
+        given, answer = draw_result_drill(rng)
+        said = re.fullmatch(r"The .* (?:is|failed:) (.*)\.\n", answer)
+        assert said is not None and said[1] in given.partition("\n")[2]
 
 
 def test_what_a_shape_drill_asks_for_follows_from_what_it_gives():

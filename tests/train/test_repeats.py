@@ -10,7 +10,7 @@ import torch
 
 from ossia.kernels.interface import Part
 from ossia.model.rope import yarn
-from ossia.train.curriculum.repeats import LENGTHS, TIMES, alphabet_size, draw_repeat
+from ossia.train.curriculum.repeats import FEW, LENGTHS, TIMES, alphabet_size, draw_repeat
 from ossia.train.parameters import Parameters, looking_back
 from ossia.train.recipe import Architecture, load_recipe
 
@@ -33,6 +33,14 @@ def test_a_passage_is_repeated_and_learnt_from_its_second_time():
         assert tokens == tokens[:length] * TIMES
         assert set(tokens) <= set(range(100, 164))
         assert example.loss_weights == (0, *[0] * length, *[1] * length * (TIMES - 1))
+
+
+def test_a_passage_may_be_of_a_few_tokens():
+    rng = random.Random(2)
+    sizes = [
+        len(set(draw_repeat(rng, 7, range(100, 900), few=True).token_ids[1:])) for _ in range(200)
+    ]
+    assert max(sizes) == max(FEW) and min(sizes) <= 4
 
 
 def test_heads_of_sliding_layers_begin_by_looking_back():

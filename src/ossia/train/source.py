@@ -16,7 +16,7 @@ from ossia.harmony.tokenizer import Tokenizer
 from ossia.train.curriculum.documents import Document
 from ossia.train.curriculum.lesson import Lesson
 from ossia.train.curriculum.lessons import stream
-from ossia.train.curriculum.repeats import alphabet_size, draw_repeat
+from ossia.train.curriculum.repeats import FEW_SHARE, SMALLEST, alphabet_size, draw_repeat
 from ossia.train.data import Batch, begin_of, encode, pack
 from ossia.train.dataset import load_examples
 from ossia.train.files import replacing
@@ -60,7 +60,8 @@ class Source:
         ordinary = min(begin, *self._tokenizer.control.stop_ids)
         while True:
             size = alphabet_size(step, self._part.repeat_steps, ordinary)
-            yield draw_repeat(rng, begin, range(ordinary - size, ordinary))
+            few = size > SMALLEST and rng.random() < FEW_SHARE
+            yield draw_repeat(rng, begin, range(ordinary - size, ordinary), few=few)
 
     def _stream(self, rng: random.Random) -> Iterator[TrainingExample]:
         generated = filtered(

@@ -6,8 +6,8 @@ out and pay in accuracy, as the published models do.
 
 | effort | a ± b | a × b (± c) |
 |---|---|---|
-| low | the digits, units first | the problem alone: the answer is a guess |
-| medium | columns, the carry spelled out | short columns, sums by digits |
+| low | short columns | the problem alone: the answer is a guess |
+| medium | columns, the carry spelled out | short columns |
 | high | columns, then the inverse as a check | everything in columns |
 """
 
@@ -105,6 +105,26 @@ def steps(problem: Problem) -> tuple[Step, ...]:
     return tuple(found)
 
 
+def set_out(problem: Problem) -> str:
+    """The problem, and its numbers as the lines of working have them: `48 × 37 + 12`, `48 × 07`,
+    `48 × 30`, `12 → 0012`."""
+    lines = [str(problem)]
+    if problem.operator == "×":
+        a, b = (
+            sorted((problem.a, problem.b), reverse=True)
+            if problem.a < 10
+            else (problem.a, problem.b)
+        )
+        lines.append(f"{a:02} × {b % 10:02}")
+        if b >= 10:
+            lines.append(f"{a:02} × {b // 10 * 10:02}")
+    else:
+        lines.append(f"{problem.a:0{WIDTH}} {problem.operator} {problem.b:0{WIDTH}}")
+    if problem.c is not None:
+        lines.append(f"{problem.c} → {problem.c:0{WIDTH}}")
+    return "\n".join(lines)
+
+
 def check(problem: Problem) -> Step | None:
     """The inverse of a sum's last step: (a + b) − b, (a − b) + b."""
     if problem.operator == "×":
@@ -121,9 +141,9 @@ def working(problem: Problem, effort: Effort) -> str:
     products = problem.operator == "×"
     match effort:
         case Effort.LOW if not products:
-            lines = list(map(_by_digits, steps(problem)))
+            lines = list(map(_short, steps(problem)))
         case Effort.MEDIUM if products:
-            lines += [_short(s) if s.operator == "×" else _by_digits(s) for s in steps(problem)]
+            lines += map(_short, steps(problem))
         case Effort.MEDIUM:
             lines += map(str, steps(problem))
         case Effort.HIGH:
@@ -149,20 +169,22 @@ def may_train(problem: Problem) -> bool:
 
 
 def _short(step: Step) -> str:
-    """48 × 30 → `48 × 30: 24, 12+2=14 → 1440`: `_product` without its factors."""
-    low, high = _partial_products(step.a, step.b)
-    carry = low // 10
-    columns = f"{low:02}, {high:02}+{carry}={high + carry:02}"
-    return f"{step.a:02} × {step.b:02}: {columns} → {step.value:0{WIDTH}}"
-
-
-def _by_digits(step: Step) -> str:
-    """336 + 1440 → `0336 + 1440: 6771 → 1776`, units first, as carries run."""
+    """48 × 30 → `48 × 30: 24, 12+2=14 → 1440`, without its factors; 336 + 1447 →
+    `0336 + 1447: 6+7=3, 3+4=8, 3+4=7, 0+1=1 → 1783`, with carries unsaid."""
     a, b = step.a, step.b
+    if step.operator == "×":
+        low, high = _partial_products(a, b)
+        carry = low // 10
+        columns = f"{low:02}, {high:02}+{carry}={high + carry:02}"
+        return f"{a:02} × {b:02}: {columns} → {step.value:0{WIDTH}}"
     if step.operator == "−" and a < b:
-        return f"{a} < {b}\n{_by_digits(Step(b, step.operator, a))}"
-    value = f"{step.value:0{WIDTH}}"
-    return f"{a:0{WIDTH}} {step.operator} {b:0{WIDTH}}: {value[::-1]} → {value}"
+        return f"{a} < {b}\n{_short(Step(b, step.operator, a))}"
+    values = _digits(step.value, 0)
+    columns = ", ".join(
+        f"{x}{step.operator}{y}={value}"
+        for (x, y), (value, _) in zip(_digits(a, b), values, strict=True)
+    )
+    return f"{a:0{WIDTH}} {step.operator} {b:0{WIDTH}}: {columns} → {step.value:0{WIDTH}}"
 
 
 def _product(a: int, b: int) -> str:

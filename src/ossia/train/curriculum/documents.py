@@ -18,7 +18,13 @@ from ossia.evals.held_out import draw_identifier, draw_word, held_out_pair
 from ossia.evals.words import NOUNS, SMALL
 from ossia.harmony.messages import Effort
 from ossia.train.curriculum.arithmetic import SKILLS, draw_training_problem, working
-from ossia.train.curriculum.drills import Drill, draw_call_drill, draw_shape_drill
+from ossia.train.curriculum.drills import (
+    Drill,
+    draw_call_drill,
+    draw_question_drill,
+    draw_result_drill,
+    draw_shape_drill,
+)
 
 Span = tuple[str, int]
 """A piece of text and the weight of its loss, 0 or 1."""
@@ -37,6 +43,10 @@ class Topic(StrEnum):
     """Lines into JSON, and JSON into lines."""
     CALL_DRILL = "call_drill"
     """Declared functions, a request, the call."""
+    QUESTION_DRILL = "question_drill"
+    """A question for a sum, its numbers set out."""
+    RESULT_DRILL = "result_drill"
+    """A question, a tool's output, the answer."""
     SHAPE_DRILL = "shape_drill"
     """A requested shape, values, the JSON."""
     WORKING = "working"
@@ -193,9 +203,11 @@ def _spoken(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _drills(draw: Callable[[random.Random], Drill]) -> Callable[[random.Random, int], list[Span]]:
+def _drills(
+    draw: Callable[[random.Random], Drill], often: int = 1
+) -> Callable[[random.Random, int], list[Span]]:
     def spans(rng: random.Random, size: int) -> list[Span]:
-        drills = [draw(rng) for _ in range(max(1, size // 8))]
+        drills = [draw(rng) for _ in range(max(1, often * size // 8))]
         return [span for given, answer in drills for span in ((given, 0), (answer, 1))]
 
     return spans
@@ -220,6 +232,8 @@ _DRAW: dict[Topic, Callable[[random.Random, int], Sequence[Span]]] = {
     Topic.LOOKUP: _lookup,
     Topic.JSON: _json,
     Topic.CALL_DRILL: _drills(draw_call_drill),
+    Topic.QUESTION_DRILL: _drills(draw_question_drill, often=3),
+    Topic.RESULT_DRILL: _drills(draw_result_drill, often=2),
     Topic.SHAPE_DRILL: _drills(draw_shape_drill),
     Topic.WORKING: _working,
 }

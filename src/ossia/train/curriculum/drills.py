@@ -1,6 +1,7 @@
-"""Calls and shapes with no conversation around them, one after another: what has to be looked up
-for them (the name after `type`, the next parameter, a value beside its key) makes up a quarter of
-such a text and a twentieth of a lesson. The first stage learns it here, in a few hundred steps.
+"""Calls, shapes and the numbers of questions with no conversation around them, one after another:
+what has to be looked up for them (the name after `type`, the next parameter, a value beside its
+key, the digits of a number) makes up a quarter of such a text and a twentieth of a lesson. The
+first stage learns it here, in a few hundred steps.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ import re
 from collections.abc import Callable
 
 from ossia.harmony.tool_schema import response_formats_section, tools_section
+from ossia.train.curriculum.arithmetic import SKILLS, draw_training_problem, set_out
+from ossia.train.curriculum.python_tool import ask_for, draw_expression
 from ossia.train.curriculum.shapes import draw_format, draw_keys, user_request, values_alone
-from ossia.train.curriculum.tools import Function, draw_function, function_namespace, request
+from ossia.train.curriculum.sums import question
+from ossia.train.curriculum.tools import (
+    Function,
+    draw_finding,
+    draw_function,
+    function_namespace,
+    request,
+)
 from ossia.train.curriculum.values import holds_held_out_pair
 
 Drill = tuple[str, str]
@@ -27,6 +37,25 @@ def draw_call_drill(rng: random.Random) -> Drill:
 def draw_shape_drill(rng: random.Random) -> Drill:
     """A request for JSON, or a response format and values, and the JSON."""
     return _without_held_out_pairs(lambda: _draw_shape(rng))
+
+
+def draw_question_drill(rng: random.Random) -> Drill:
+    """A question for a sum, and its numbers set out; or the code that computes it."""
+    if rng.random() < 0.6:
+        problem = draw_training_problem(rng, rng.choice(SKILLS))
+        return f"{question(rng, problem)}\n", f"{set_out(problem)}\n"
+    expression = draw_expression(rng)
+    return f"{ask_for(rng, expression)}\n", f"print({expression.code})\n"
+
+
+def draw_result_drill(rng: random.Random) -> Drill:
+    """A question, what a tool gave back, and the answer."""
+    return _without_held_out_pairs(lambda: _draw_result(rng))
+
+
+def _draw_result(rng: random.Random) -> Drill:
+    finding = draw_finding(rng)
+    return f"{finding.asked}\n{finding.output.text}\n", f"{finding.output.answer}\n"
 
 
 def _draw_call(rng: random.Random) -> Drill:

@@ -174,7 +174,8 @@ _SENTENCES = {
 }  # fmt: skip
 
 
-def _question(rng: random.Random, expression: Expression) -> str:
+def ask_for(rng: random.Random, expression: Expression) -> str:
+    """A question for its value."""
     if len(expression.numbers) == 2 and rng.random() < 0.2:
         a, b = expression.numbers
         template = rng.choice(_SENTENCES[expression.operators[0]])
@@ -204,7 +205,7 @@ def _draw_python(rng: random.Random, setting: Setting) -> Lesson:
         messages.append(developer_message(instructions, [function_namespace(functions)]))
     expression = draw_expression(rng)
     call = python_call(f"print({expression.code})")
-    messages += [user(_question(rng, expression)), *_thought(setting.effort, expression), call]
+    messages += [user(ask_for(rng, expression)), *_thought(setting.effort, expression), call]
     if rng.random() < 0.5:
         printed = str(expression.values[-1])
         messages += [

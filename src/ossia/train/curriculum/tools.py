@@ -354,7 +354,7 @@ def _small_sum(rng: random.Random, effort: Effort) -> list[Message]:
 
 
 @dataclass(frozen=True)
-class _Output:
+class Output:
     """What a tool gave back, and what follows from it."""
 
     text: str
@@ -419,30 +419,46 @@ def draw_result(rng: random.Random, setting: Setting) -> Lesson:
 
 
 def _draw_result(rng: random.Random, setting: Setting) -> Lesson:
+    found = draw_finding(rng)
+    call = found.function.call
+    messages = [
+        *_preface(rng, setting, found.offered),
+        user(found.asked),
+        *_thought(setting.effort, found.function),
+        call,
+        tool_result(call, found.output.text),
+    ]
+    if setting.effort is Effort.HIGH:
+        messages.append(analysis(found.output.found))
+    messages.append(final(found.output.answer))
+    return Lesson(Skill.RESULT, Conversation(tuple(messages)))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question that takes a function's output to answer."""
+
+    asked: str
+    offered: tuple[Function, ...]
+    function: Function
+    """The one that is called."""
+    output: Output
+
+
+def draw_finding(rng: random.Random) -> Finding:
     taken: set[str] = set()
     several = rng.random() < 0.4
     function = _reading_function(rng, taken, general=several)
-    functions = [function]
+    offered = [function]
     if rng.random() < 0.2:
-        functions.append(_reading_function(rng, taken, general=False))
-        rng.shuffle(functions)
+        offered.append(_reading_function(rng, taken, general=False))
+        rng.shuffle(offered)
     thing = _unused_thing(rng, taken) if several else function.thing
     where = _where(rng, function, general=several)
     slots = {"thing": thing, "where": where, "Where": capitalized(where), "f": function.name}
     asked = ask(rng, rng.choice(_QUESTIONS), **slots)
     output = _draw_output(rng, thing, where, function, several=several)
-    call = function.call
-    messages = [
-        *_preface(rng, setting, functions),
-        user(asked),
-        *_thought(setting.effort, function),
-        call,
-        tool_result(call, output.text),
-    ]
-    if setting.effort is Effort.HIGH:
-        messages.append(analysis(output.found))
-    messages.append(final(output.answer))
-    return Lesson(Skill.RESULT, Conversation(tuple(messages)))
+    return Finding(asked, tuple(offered), function, output)
 
 
 def _reading_function(rng: random.Random, taken: set[str], *, general: bool) -> Function:
@@ -493,7 +509,7 @@ def _where(rng: random.Random, function: Function, *, general: bool) -> str:
 
 def _draw_output(
     rng: random.Random, thing: str, where: str, function: Function, *, several: bool
-) -> _Output:
+) -> Output:
     draw = rng.random()
     if draw < 0.1:
         return _failure(rng, function)
@@ -502,27 +518,25 @@ def _draw_output(
     found = (f"{thing} = {shown}", f"The {thing} is {shown}.")
     key = _key_of(rng, thing)
     if several:
-        return _Output(_spelled(rng, _with_others(rng, key, value)), *found)
+        return Output(_spelled(rng, _with_others(rng, key, value)), *found)
     if draw < 0.55:
         key = rng.choice(_PLAIN_KEYS) if rng.random() < 0.3 else key
-        return _Output(_spelled(rng, {key: value}), *found)
+        return Output(_spelled(rng, {key: value}), *found)
     if draw < 0.78:
-        return _Output(json.dumps(value) if rng.random() < 0.3 else shown, *found)
+        return Output(json.dumps(value) if rng.random() < 0.3 else shown, *found)
     text = rng.choice(_TEXTS).format(
         thing=thing, Thing=capitalized(thing), value=shown, where=where
     )
-    return _Output(text, *found)
+    return Output(text, *found)
 
 
-def _failure(rng: random.Random, function: Function) -> _Output:
+def _failure(rng: random.Random, function: Function) -> Output:
     words = [draw_word(rng, held_out=False) for _ in range(2)]
     value = bare(function.arguments[0].value)
     error = rng.choice(_ERRORS).format(w=words[0], u=words[1], v=value)
     if rng.random() < 0.3:
         error = capitalized(error)
-    return _Output(
-        _spelled(rng, {"error": error}), f"error = {error}", f"The tool failed: {error}."
-    )
+    return Output(_spelled(rng, {"error": error}), f"error = {error}", f"The tool failed: {error}.")
 
 
 def _draw_result_value(rng: random.Random) -> str | int | float | bool:
