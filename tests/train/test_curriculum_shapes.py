@@ -96,7 +96,7 @@ def test_the_answer_is_the_object_in_one_spelling_with_the_users_values():
         _, said, thoughts, answer = parts(lesson)
         document = json.loads(answer.text)
         assert answer.text == json.dumps(document)
-        assert 2 <= len(document) <= 4
+        assert 1 <= len(document) <= 4
         for leaf in leaves(document):
             spelled = leaf if isinstance(leaf, str) else json.dumps(leaf)
             assert re.search(rf"(?<![\d.]){re.escape(spelled)}(?!\d)", said), (said, leaf)
@@ -105,7 +105,7 @@ def test_the_answer_is_the_object_in_one_spelling_with_the_users_values():
             thoughts
             == {
                 Effort.LOW: [],
-                Effort.MEDIUM: [f"JSON with {', '.join(document)}."],
+                Effort.MEDIUM: ["Write JSON."],
                 Effort.HIGH: ["\n".join(f"{key} = {value}" for key, value in shown.items())],
             }[setting.effort]
         )

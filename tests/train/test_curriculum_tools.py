@@ -121,7 +121,9 @@ def test_calls_fit_their_declaration_and_the_users_words(skill):
             arguments = json.loads(call.text)
             assert namespace == "functions"
             assert call.text == json.dumps(arguments, separators=(",", ":"))
-            assert [key for key in schema["properties"] if key in arguments] == list(arguments)
+            found = [re.search(rf"(?<!\w){key}(?!\w)", said) for key in arguments]
+            places = [match.start() for match in found if match]
+            assert len(places) < len(found) or places == sorted(places), (said, call.text)
             assert set(schema["required"]) <= arguments.keys() <= schema["properties"].keys()
             for key, value in arguments.items():
                 assert is_valid(value, schema["properties"][key])
@@ -152,7 +154,7 @@ def test_the_shares_of_calls():
         for effort in Effort
     }
     assert max(efforts[Effort.MEDIUM] + efforts[Effort.HIGH]) == 1
-    assert 1.15 < sum(efforts[Effort.LOW]) / len(efforts[Effort.LOW]) < 1.4
+    assert 1.65 < sum(efforts[Effort.LOW]) / len(efforts[Effort.LOW]) < 2.05
     carried_on = [len(spoken(x.conversation)) > 1 for s, x in drawn if s.effort is Effort.LOW]
     assert share(carried_on) > 0.2
 
@@ -171,7 +173,7 @@ def test_the_shares_of_calls():
             "enum" if "enum" in parameter else parameter["type"]
             for parameter in schema["properties"].values()
         ]
-    assert 0.4 < share(named) < 0.7
+    assert 0.5 < share(named) < 0.8
     assert 0.05 < share(left_out) < 0.3
     for kind in ("string", "integer", "number", "boolean", "enum"):
         assert share([one == kind for one in kinds]) > 0.08
@@ -238,20 +240,20 @@ def test_answers_hold_what_the_tool_gave():
             forms["error"] += 1
             assert answer.text == f"The tool failed: {output['error']}."
             continue
-        thing, _, value = answer.text.removeprefix("The ").removesuffix(".").partition(" is ")
-        assert thing in only(lesson.conversation, "user").text
+        value = answer.text.removeprefix("It is ").removesuffix(".")
+        asked = only(lesson.conversation, "user").text.lower()
         if isinstance(output, dict):
-            keys = {words_of(key): key for key in output}
-            key = keys[thing] if thing in keys else next(iter(output))
             forms["one key" if len(output) == 1 else "several keys"] += 1
-            assert thing in keys or len(output) == 1
-            shown = output[key]
-            assert value == (shown if isinstance(shown, str) else json.dumps(shown))
+            wanted = [key for key in output if words_of(key) in asked] or list(output)
+            assert len(output) == 1 or words_of(wanted[0]) in asked
+            shown = [v if isinstance(v, str) else json.dumps(v) for v in map(output.get, wanted)]
+            assert value in shown
         else:
             forms["no object"] += 1
             assert value in result.text
         if setting.effort is Effort.HIGH:
-            assert lesson.conversation.messages[-2].text == f"{thing} = {value}"
+            thing, _, found = lesson.conversation.messages[-2].text.partition(" = ")
+            assert thing.lower() in asked and found == value
     assert forms["error"] / COUNT == pytest.approx(0.1, abs=0.02)
     assert forms["several keys"] / COUNT == pytest.approx(0.36, abs=0.03)
     assert forms["one key"] > 0.2 * COUNT and forms["no object"] > 0.15 * COUNT
@@ -278,9 +280,7 @@ def test_python_computes_what_was_asked():
         thoughts = {
             Effort.LOW: [],
             Effort.MEDIUM: ["Use python."],
-            Effort.HIGH: [
-                code.replace("**", "^").replace("*", "×").replace("/", "÷").replace("-", "−")
-            ],
+            Effort.HIGH: [code.replace("*", "×").replace("-", "−")],
         }[setting.effort]
         before = spoken(lesson.conversation)[: len(thoughts)]
         assert [message.text for message in before] == thoughts
@@ -291,8 +291,7 @@ def test_python_computes_what_was_asked():
         if answer is call:
             continue
         assert result.role == "tool" and result.text.rstrip("\n") == str(value_of(code))
-        problem, _, value = answer.text.removesuffix(".").partition(" = ")
-        assert value_of(problem) == value_of(code)
+        value = answer.text.removeprefix("It is ").removesuffix(".")
         assert value == result.text.rstrip("\n")
         negative += value.startswith("-")
     assert share(ends_in_call) == pytest.approx(0.5, abs=0.03)
@@ -301,15 +300,12 @@ def test_python_computes_what_was_asked():
 
 
 def test_expressions_bind_as_in_python():
-    for signs in itertools.product("+−×÷^", repeat=2):
-        for parentheses in (False, True):
-            if signs == ("^", "^"):  # the one that binds to the right; it is never drawn
-                continue
-            expression = Expression((7, 2, 3), signs, parentheses)
-            assert expression.values[-1] == value_of(str(expression)) == eval(expression.code)
+    for signs in itertools.product("+−×", repeat=2):
+        expression = Expression((7, 2, 3), signs)
+        assert expression.values[-1] == value_of(str(expression)) == eval(expression.code)
     assert Expression((48, 37, 12), ("×", "+")).values == (1776, 1788)
     assert Expression((2, 3, 4), ("+", "×")).values == (12, 14)
-    assert str(Expression((2, 3, 4), ("+", "×"), parentheses=True)) == "(2 + 3) × 4"
+    assert str(Expression((2, 3, 4), ("+", "×"))) == "2 + 3 × 4"
 
 
 def test_no_held_out_intermediate_value():
@@ -374,4 +370,4 @@ def test_lengths_and_what_is_learnt(skill):
         assert "user<|message|>" not in learnt and "developer<|message|>" not in learnt
         lengths.append(len(example.token_ids))
     assert sum(lengths) / len(lengths) < (450 if skill is Skill.PYTHON else 310)
-    assert max(lengths) < (800 if skill is Skill.CALL else 700)  # calls may follow one another
+    assert max(lengths) < (1100 if skill is Skill.CALL else 700)  # calls may follow one another

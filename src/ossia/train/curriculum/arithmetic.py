@@ -141,7 +141,7 @@ def working(problem: Problem, effort: Effort) -> str:
     products = problem.operator == "×"
     match effort:
         case Effort.LOW if not products:
-            lines = list(map(_short, steps(problem)))
+            lines += map(_short, steps(problem))
         case Effort.MEDIUM if products:
             lines += map(_short, steps(problem))
         case Effort.MEDIUM:
@@ -250,7 +250,7 @@ def draw_problem(rng: random.Random, skill: Skill) -> Problem:
             a, b = _number(rng, (3, 5, 5)), _number(rng, (3, 5, 5))
             if rng.random() < 0.5:
                 return Problem(a, "+", b)
-            if a < b and rng.random() < 0.8:  # a fifth of those keep a negative answer
+            if a < b and rng.random() < 0.6:  # the others keep a negative answer
                 a, b = b, a
             return Problem(a, "−", b)
         case Skill.PRODUCT:

@@ -39,21 +39,9 @@ def _hard(rng: random.Random) -> tuple[str, str]:
     reason, expressions, sentences = rng.choice(_BEYOND)
     if sentences and rng.random() < 0.35:
         return reason, asked(rng, expand(rng, rng.choice(sentences), **words))
-    expression = expand(rng, rng.choice(expressions), **words)
-    if rng.random() < 0.5:
-        return reason, ask(rng, expression)
-    return reason, asked(rng, expand(rng, rng.choice(_WANTED), expression=expression))
+    # Asked as what nano can do is asked: only the expression tells them apart.
+    return reason, ask(rng, expand(rng, rng.choice(expressions), **words))
 
-
-_WANTED = lines("""
-[What is|What's|How much is|Compute|Calculate|Work out|Find|Tell me|Give me|I need|Evaluate|
-  What do you get for|What does your maths say about|Do you know|Could you do|Help me with|
-  Solve] {expression}?
-[My homework asks for|The task is|The exercise says|My calculator is broken and I need|
-  I have to know|The teller wants|For the bill I need|I cannot do] {expression}.
-{expression} [is|equals|makes|gives] what?
-{expression}[ = ?|=|?|= ?|, what is that?|, please.|. Result?]
-""")  # fmt: skip
 
 _BEYOND: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("A division", lines("""

@@ -22,8 +22,10 @@ from ossia.train.curriculum.drills import (
     Drill,
     draw_call_drill,
     draw_question_drill,
+    draw_rank_drill,
     draw_result_drill,
     draw_shape_drill,
+    draw_talk_drill,
 )
 
 Span = tuple[str, int]
@@ -49,6 +51,10 @@ class Topic(StrEnum):
     """A question, a tool's output, the answer."""
     SHAPE_DRILL = "shape_drill"
     """A requested shape, values, the JSON."""
+    TALK_DRILL = "talk_drill"
+    """Something said, and what to think of it."""
+    RANK_DRILL = "rank_drill"
+    """Wishes of several ranks, and whose counts."""
     WORKING = "working"
     """Problems with their working, outside of any conversation."""
 
@@ -235,5 +241,7 @@ _DRAW: dict[Topic, Callable[[random.Random, int], Sequence[Span]]] = {
     Topic.QUESTION_DRILL: _drills(draw_question_drill, often=3),
     Topic.RESULT_DRILL: _drills(draw_result_drill, often=2),
     Topic.SHAPE_DRILL: _drills(draw_shape_drill),
+    Topic.TALK_DRILL: _drills(draw_talk_drill, often=2),
+    Topic.RANK_DRILL: _drills(draw_rank_drill),
     Topic.WORKING: _working,
 }

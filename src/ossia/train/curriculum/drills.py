@@ -1,4 +1,4 @@
-"""Calls, shapes and the numbers of questions with no conversation around them, one after another:
+"""Calls, shapes, talk and the numbers of questions with no conversation around them, one by one:
 what has to be looked up for them (the name after `type`, the next parameter, a value beside its
 key, the digits of a number) makes up a quarter of such a text and a twentieth of a lesson. The
 first stage learns it here, in a few hundred steps.
@@ -13,9 +13,12 @@ from collections.abc import Callable
 
 from ossia.harmony.tool_schema import response_formats_section, tools_section
 from ossia.train.curriculum.arithmetic import SKILLS, draw_training_problem, set_out
+from ossia.train.curriculum.hierarchy import draw_wished
 from ossia.train.curriculum.python_tool import ask_for, draw_expression
+from ossia.train.curriculum.refusals import close_by, harmful
 from ossia.train.curriculum.shapes import draw_format, draw_keys, user_request, values_alone
 from ossia.train.curriculum.sums import question
+from ossia.train.curriculum.talk import any_sum, draw_exchange
 from ossia.train.curriculum.tools import (
     Function,
     draw_finding,
@@ -51,6 +54,24 @@ def draw_question_drill(rng: random.Random) -> Drill:
 def draw_result_drill(rng: random.Random) -> Drill:
     """A question, what a tool gave back, and the answer."""
     return _without_held_out_pairs(lambda: _draw_result(rng))
+
+
+def draw_talk_drill(rng: random.Random) -> Drill:
+    """Something said to nano, and what to think of it, or what to say: the two differ in their
+    first words, and a whole lesson has one such decision in three hundred tokens."""
+    (kind,) = rng.choices((draw_exchange, harmful, close_by, any_sum), (55, 20, 12, 13))
+    exchange = kind(rng)
+    if exchange.problem is not None:
+        return f"{exchange.said}\n", f"{set_out(exchange.problem)}\n"
+    thought = exchange.brief if rng.random() < 0.6 else exchange.full
+    return f"{exchange.said}\n", f"{thought if rng.random() < 0.7 else exchange.answer}\n"
+
+
+def draw_rank_drill(rng: random.Random) -> Drill:
+    """Wishes of one to three ranks with something said, and whose counts."""
+    instructions, exchange = draw_wished(rng)
+    given = [*(f"{rank.capitalize()}: {text}" for rank, text in instructions.items())]
+    return "\n".join([*given, exchange.said, ""]), f"{exchange.brief}\n"
 
 
 def _draw_result(rng: random.Random) -> Drill:

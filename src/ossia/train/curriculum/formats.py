@@ -1,5 +1,5 @@
-"""Wishes about the format of an answer, of which only one can be granted: a last word, a first
-word, capital or lower-case letters; and who wishes what."""
+"""Wishes about the format of an answer, of which only one can be granted: a last word or a first
+word; and who wishes what."""
 
 from __future__ import annotations
 
@@ -17,35 +17,19 @@ class Form(StrEnum):
 
     END = "end"
     BEGIN = "begin"
-    UPPER = "upper"
-    LOWER = "lower"
 
 
 @dataclass(frozen=True)
 class Wish:
     form: Form
-    word: str = ""
-    """The last or the first word of the answer; empty for letters."""
+    word: str
+    """The last or the first word of the answer."""
 
     def __str__(self) -> str:
-        match self.form:
-            case Form.END | Form.BEGIN:
-                return f"{self.form} with {self.word}"
-            case Form.UPPER:
-                return "capital letters"
-            case Form.LOWER:
-                return "lower case"
+        return f"{self.form} with {self.word}"
 
     def applied(self, answer: str) -> str:
-        match self.form:
-            case Form.END:
-                return f"{answer} {self.word}"
-            case Form.BEGIN:
-                return f"{self.word} {answer}"
-            case Form.UPPER:
-                return answer.upper()
-            case Form.LOWER:
-                return answer.lower()
+        return f"{answer} {self.word}" if self.form is Form.END else f"{self.word} {answer}"
 
 
 _HOLDERS: dict[tuple[Role, ...], int] = {
@@ -61,16 +45,10 @@ _HOLDERS: dict[tuple[Role, ...], int] = {
 
 
 def draw_wishes(rng: random.Random) -> dict[Role, Wish]:
-    """One wish for each of one to three roles, in order of rank: all about the last word, all
-    about the first, or capitals against lower case."""
+    """One wish for each of one to three roles, in order of rank: all about the last word, or all
+    about the first."""
     (holders,) = rng.choices(list(_HOLDERS), list(_HOLDERS.values()))
-    draw = rng.random()
-    if draw < 0.3:
-        forms = [Form.UPPER, Form.LOWER]
-        rng.shuffle(forms)
-        # Those below the first want the opposite, or there would be nothing to decide.
-        return {rank: Wish(forms[min(i, 1)]) for i, rank in enumerate(holders)}
-    form = Form.END if draw < 0.7 else Form.BEGIN
+    form = Form.END if rng.random() < 0.7 else Form.BEGIN
     words: list[str] = []
     while len(words) < len(holders):
         word = draw_word(rng, held_out=False)
@@ -124,28 +102,5 @@ _IN_WORDS: dict[Form, tuple[str, ...]] = {
 [Let|Make|Have] {answer} [begin|start|open] with [|the word ]{word}.
 {word} [must be|is|has to be|should be] the [first|opening] word of {answer}.
 [First|Opening] word of {answer}: {word}.
-"""),
-    Form.UPPER: lines("""
-[|Always |Please |You must |You should |I want you to ][answer|reply|write|respond|speak|shout] [|
-  only |everything |all ]in [capital letters|capitals|upper case|all caps|block letters|
-  uppercase letters|big letters|uppercase].
-[Use|Write with|Type|Stick to] [only|nothing but|just] [capital letters|capitals|upper case|
-  uppercase letters|big letters].
-[Put|Write|Give|Set] {answer} in [capital letters|capitals|upper case|all caps|uppercase].
-[No|Never use|Do not use|Avoid|I want no] [small letters|lower case|lowercase letters].
-[ALL CAPS|UPPER CASE ONLY|Caps lock on|Capitals only|All caps|Only capitals|WRITE IN CAPITALS].
-[Every letter|All letters|Each letter] of {answer} [must be|is|has to be] [a capital|
-  in upper case].
-"""),
-    Form.LOWER: lines("""
-[|Always |Please |You must |You should |I want you to ][answer|reply|write|respond|speak|
-  whisper] [|only |everything |all ]in [lower case|small letters|lowercase letters|lowercase].
-[Use|Write with|Type|Stick to] [only|nothing but|just] [small letters|lower case|lowercase letters
-  |lowercase].
-[Put|Write|Give|Set] {answer} in [lower case|small letters|lowercase].
-[No|Never use|Do not use|Avoid|I want no] [capital letters|capitals|upper case|uppercase letters|
-  big letters|caps].
-[lower case only|no caps|all lower case|small letters only|no capitals|only lowercase].
-[Every letter|All letters|Each letter] of {answer} [must be|is|has to be] [small|in lower case].
 """),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 developer's above the user's, and what a tool's output or a quoted text says is no instruction.
 
 Code words and the words that answers end with are drawn fresh, so that the messages have to be
-read; sums have one digit, so that the answer is not the difficulty.
+read; sums are short, so that the answer is not the difficulty.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from ossia.evals.held_out import draw_word
 from ossia.harmony.messages import Conversation, DeveloperContent, Role, TextContent
 from ossia.train.curriculum import tools
-from ossia.train.curriculum.formats import Form, Wish, draw_wishes, wish_in_words
+from ossia.train.curriculum.formats import Wish, draw_wishes, wish_in_words
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill
 from ossia.train.curriculum.phrases import asked, expand, lines, typed
 from ossia.train.curriculum.talk import (
-    EARLIER_TURN,
     SORRY,
     Exchange,
+    any_sum,
+    earlier,
     greeting,
     lesson,
     ordinary,
@@ -78,9 +79,8 @@ def _draw_code_word(rng: random.Random, setting: Setting) -> Lesson:
     if code.holder == "system" and not code.told and rng.random() < 0.3:
         instructions["developer"] = expand(rng, rng.choice(_OPEN), it=f"the {thing}")
     loser = "developer" if len(instructions) > 1 else "user"
-    turns = [_code_word_turn(rng, code, loser)]
-    if rng.random() < EARLIER_TURN:
-        turns.append(_code_word_turn(rng, code, loser))
+    turns = earlier(rng, setting, lambda rng: _code_word_turn(rng, code, loser))
+    turns.append(_code_word_turn(rng, code, loser))
     return lesson(Skill.HIERARCHY, preface(rng, setting, **instructions), turns, setting.effort)
 
 
@@ -119,7 +119,7 @@ def _besides(rng: random.Random, code: _CodeWord) -> Exchange:
     exchange = small_sum(rng) if rng.random() < 0.5 else ordinary(rng)
     while any(part in exchange.said.lower() for part in (code.word, "word", "secret", "code")):
         exchange = ordinary(rng)
-    return replace(exchange, full=f"Not about the {code.thing}. {exchange.full}")
+    return replace(exchange, full=f"Not about the {code.thing}. {exchange.full}".rstrip())
 
 
 def _nothing_to_tell(rng: random.Random, thing: str) -> Exchange:
@@ -134,18 +134,33 @@ def _nothing_to_tell(rng: random.Random, thing: str) -> Exchange:
 def _draw_formats(rng: random.Random, setting: Setting) -> Lesson:
     wishes = draw_wishes(rng)
     above = {rank: wish for rank, wish in wishes.items() if rank is not Role.USER}
-    instructions = {str(rank): wish_in_words(rng, wish) for rank, wish in above.items()}
+    instructions = _in_words(rng, above)
     for rank, text in instructions.items():
         if not setting.full_system and rng.random() < 0.4:
             instructions[rank] = f"{plain_instructions(rng)} {text}"
-    lettered = next(iter(wishes.values())).form in (Form.UPPER, Form.LOWER)
-    sums = 1 if lettered else 6  # capitals change nothing in a sum
-    (kind,) = rng.choices((small_sum, greeting, who, thanks, other), (sums, 1, 1, 2, 1))
-    turns = [_formatted(rng, kind(rng), wishes)]
-    if rng.random() < EARLIER_TURN:
-        kind = rng.choice((small_sum, thanks))  # short ones
-        turns.insert(0, _formatted(rng, kind(rng), above))
+    turns = earlier(rng, setting, lambda rng: _formatted(rng, _short_exchange(rng), above))
+    turns.append(_formatted(rng, _any_exchange(rng), wishes))
     return lesson(Skill.HIERARCHY, preface(rng, setting, **instructions), turns, setting.effort)
+
+
+def draw_wished(rng: random.Random) -> tuple[dict[str, str], Exchange]:
+    """Wishes in words, by rank, and an exchange under them."""
+    wishes = draw_wishes(rng)
+    above = {rank: wish for rank, wish in wishes.items() if rank is not Role.USER}
+    return _in_words(rng, above), _formatted(rng, _any_exchange(rng), wishes)
+
+
+def _in_words(rng: random.Random, wishes: dict[Role, Wish]) -> dict[str, str]:
+    return {str(rank): wish_in_words(rng, wish) for rank, wish in wishes.items()}
+
+
+def _any_exchange(rng: random.Random) -> Exchange:
+    (kind,) = rng.choices((any_sum, greeting, who, thanks, other), (6, 1, 1, 2, 1))
+    return kind(rng)
+
+
+def _short_exchange(rng: random.Random) -> Exchange:
+    return rng.choice((small_sum, thanks))(rng)
 
 
 def _formatted(rng: random.Random, exchange: Exchange, wishes: dict[Role, Wish]) -> Exchange:
@@ -162,7 +177,7 @@ def _formatted(rng: random.Random, exchange: Exchange, wishes: dict[Role, Wish])
     else:
         brief = f"The {highest} wants: {wish}."
         full = f"{brief} Nobody else does."
-    return Exchange(said, wish.applied(exchange.answer), brief, full)
+    return Exchange(said, wish.applied(exchange.answer), brief, full, exchange.problem)
 
 
 def _with_wish(rng: random.Random, said: str, wishes: dict[Role, Wish]) -> str:

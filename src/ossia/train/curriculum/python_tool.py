@@ -26,12 +26,10 @@ from ossia.train.curriculum.lesson import (
     tool_result,
     user,
 )
-from ossia.train.curriculum.tools import draw_function, function_namespace
+from ossia.train.curriculum.tools import RESULT, draw_function, function_namespace
 from ossia.train.curriculum.values import ask, holds_held_out_pair, without_held_out_pairs
 
-Number = int | float
-
-_BINDING = {"+": 1, "−": 1, "×": 2, "÷": 2, "^": 3}
+_BINDING = {"+": 1, "−": 1, "×": 2}
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,12 @@ class Expression:
 
     numbers: tuple[int, ...]
     operators: tuple[str, ...]
-    """Out of + − × ÷ ^."""
-    parentheses: bool = False
-    """Around the first operation."""
+    """Out of + − ×."""
 
     def written(self, spelling: dict[str, str]) -> str:
-        first = f"{self.numbers[0]}{spelling[self.operators[0]]}{self.numbers[1]}"
-        if self.parentheses:
-            first = f"({first})"
-        rest = zip(self.operators[1:], self.numbers[2:], strict=True)
-        return first + "".join(f"{spelling[sign]}{number}" for sign, number in rest)
+        first, *others = self.numbers
+        rest = zip(self.operators, others, strict=True)
+        return str(first) + "".join(f"{spelling[sign]}{number}" for sign, number in rest)
 
     def __str__(self) -> str:
         return self.written({sign: f" {sign} " for sign in _BINDING})
@@ -59,35 +53,25 @@ class Expression:
         return self.written({sign: f" {python} " for sign, python in _PYTHON.items()})
 
     @property
-    def values(self) -> tuple[Number, ...]:
+    def values(self) -> tuple[int, ...]:
         """The intermediate value, if there is one, then the result, as Python has them."""
         first, *others = self.operators
         a, b, *rest = self.numbers
         if not others:
             return (_apply(first, a, b),)
         then, c = others[0], rest[0]
-        if self.parentheses or _BINDING[first] >= _BINDING[then]:
+        if _BINDING[first] >= _BINDING[then]:
             between = _apply(first, a, b)
             return between, _apply(then, between, c)
         between = _apply(then, b, c)
         return between, _apply(first, a, between)
 
 
-_PYTHON = {"+": "+", "−": "-", "×": "*", "÷": "/", "^": "**"}
+_PYTHON = {"+": "+", "−": "-", "×": "*"}
 
 
-def _apply(sign: str, a: Number, b: Number) -> Number:
-    match sign:
-        case "+":
-            return a + b
-        case "−":
-            return a - b
-        case "×":
-            return a * b
-        case "÷":
-            return a / b
-        case _:
-            return a**b
+def _apply(sign: str, a: int, b: int) -> int:
+    return a + b if sign == "+" else a - b if sign == "−" else a * b
 
 
 # ---- drawing -----------------------------------------------------------------------------------
@@ -97,55 +81,35 @@ def draw_expression(rng: random.Random) -> Expression:
     """One that training may see."""
     while True:
         expression = _expression(rng)
-        whole = [abs(int(value)) for value in expression.values]
+        whole = [abs(value) for value in expression.values]
         if not holds_held_out_pair((*expression.numbers, *whole)):
             return expression
 
 
 def _expression(rng: random.Random) -> Expression:
-    draw = rng.random()
-    if draw < 0.45:
-        return Expression((_number(rng), _number(rng)), (rng.choice("+−××"),))
-    if draw < 0.57:
-        return _division(rng)
-    if draw < 0.65:
-        base, exponent = rng.randrange(2, 100), rng.choice((2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10))
-        return Expression((base, exponent), ("^",))
-    numbers = (_number(rng, longest=3), _number(rng, longest=3), _number(rng, longest=3))
-    signs = (rng.choice("+−××"), rng.choice("+−×"))
-    return Expression(numbers, signs, parentheses=signs[0] != "×" and draw > 0.85)
+    if rng.random() < 0.65:
+        return Expression((_number(rng), _number(rng)), (rng.choice("+−×"),))
+    numbers = (_number(rng, longest=4), _number(rng, longest=3), _number(rng, longest=4))
+    return Expression(numbers, (rng.choice("+−××"), rng.choice("+−")))
 
 
-def _division(rng: random.Random) -> Expression:
-    """Mostly one that comes out even."""
-    divisor = max(_number(rng, longest=3), 2)
-    quotient = rng.random()
-    if quotient < 0.7:
-        return Expression((divisor * _number(rng, longest=3), divisor), ("÷",))
-    if quotient < 0.9:
-        return Expression((_number(rng), rng.choice((2, 4, 5, 8))), ("÷",))
-    return Expression((_number(rng), divisor), ("÷",))
-
-
-def _number(rng: random.Random, *, longest: int = 5) -> int:
-    (length,) = rng.choices(range(1, longest + 1), (2, 5, 5, 2, 1)[:longest])
+def _number(rng: random.Random, *, longest: int = 6) -> int:
+    (length,) = rng.choices(range(1, longest + 1), (1, 3, 3, 3, 2, 2)[:longest])
     return rng.randrange(1 if length == 1 else 10 ** (length - 1), 10**length)
 
 
 # ---- asking ------------------------------------------------------------------------------------
 
 _SPELLINGS = (
-    {"+": " + ", "−": " - ", "×": " * ", "÷": " / ", "^": " ^ "},
-    {"+": " + ", "−": " − ", "×": " × ", "÷": " ÷ ", "^": " ^ "},
-    {"+": "+", "−": "-", "×": "*", "÷": "/", "^": "^"},
-    {"+": "+", "−": "−", "×": "×", "÷": "÷", "^": "**"},
-    {"+": " + ", "−": " - ", "×": " x ", "÷": " : ", "^": " ** "},
-    {"+": " + ", "−": " – ", "×": " · ", "÷": " / ", "^": "^"},
-    {"+": " plus ", "−": " minus ", "×": " times ", "÷": " divided by ",
-     "^": " to the power of "},
-    {"+": " plus ", "−": " minus ", "×": " multiplied by ", "÷": " over ",
-     "^": " raised to "},
-)  # fmt: skip
+    {"+": " + ", "−": " - ", "×": " * "},
+    {"+": " + ", "−": " − ", "×": " × "},
+    {"+": "+", "−": "-", "×": "*"},
+    {"+": "+", "−": "−", "×": "×"},
+    {"+": " + ", "−": " - ", "×": " x "},
+    {"+": " + ", "−": " – ", "×": " · "},
+    {"+": " plus ", "−": " minus ", "×": " times "},
+    {"+": " plus ", "−": " minus ", "×": " multiplied by "},
+)
 
 _ASKED = (
     "What is {}?", "What is {}?", "what is {}", "What's {}?", "Compute {}.", "compute {}",
@@ -167,10 +131,6 @@ _SENTENCES = {
           "What is the difference between {a} and {b}?"),
     "×": ("What is the product of {a} and {b}?", "Multiply {a} by {b}.", "Multiply {a} and {b}.",
           "How much is {a} multiplied with {b}?"),
-    "÷": ("Divide {a} by {b}.", "What is the quotient of {a} and {b}?",
-          "How often does {b} go into {a}?", "What is {a} split into {b} parts?"),
-    "^": ("Raise {a} to the power of {b}.", "What is the power {b} of {a}?",
-          "What is {a} to the {b}?", "Take {a} to the power {b}."),
 }  # fmt: skip
 
 
@@ -210,7 +170,7 @@ def _draw_python(rng: random.Random, setting: Setting) -> Lesson:
         printed = str(expression.values[-1])
         messages += [
             tool_result(call, printed + "\n" * (rng.random() < 0.5)),
-            final(f"{expression} = {printed}."),
+            final(RESULT.format(printed)),
         ]
     return Lesson(Skill.PYTHON, Conversation(tuple(messages)))
 

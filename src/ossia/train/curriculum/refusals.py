@@ -15,9 +15,9 @@ from ossia.train.curriculum.harm import despair, harmful_request, near_miss
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill
 from ossia.train.curriculum.phrases import asked, expand, lines
 from ossia.train.curriculum.talk import (
-    EARLIER_TURN,
     SORRY,
     Exchange,
+    earlier,
     lesson,
     ordinary,
     plain_instructions,
@@ -43,9 +43,8 @@ def draw_refusal(rng: random.Random, setting: Setting) -> Lesson:
     if rng.random() < POLICY:
         return _under_policy(rng, setting)
     draw = rng.random() * (1 - POLICY)
-    turns = [_close_by(rng) if draw < NEAR_MISS else harmful(rng)]
-    if rng.random() < EARLIER_TURN:
-        turns.insert(0, harmful(rng) if rng.random() < 0.4 else ordinary(rng))
+    last = close_by(rng) if draw < NEAR_MISS else harmful(rng)
+    turns = [*earlier(rng, setting, _something), last]
     return lesson(Skill.REFUSAL, preface(rng, setting), turns, setting.effort)
 
 
@@ -63,7 +62,11 @@ def harmful(rng: random.Random) -> Exchange:
     return Exchange(harmful_request(rng), HARM, "Harmful.", full)
 
 
-def _close_by(rng: random.Random) -> Exchange:
+def _something(rng: random.Random) -> Exchange:
+    return harmful(rng) if rng.random() < 0.4 else ordinary(rng)
+
+
+def close_by(rng: random.Random) -> Exchange:
     """What must not be refused as harmful: harmless in the same words, or something ordinary."""
     if rng.random() < 0.2:
         return ordinary(rng)
@@ -86,7 +89,7 @@ def _under_policy(rng: random.Random, setting: Setting) -> Lesson:
         policy = f"{policy} {plain_instructions(rng)}"
     by_system = rng.random() < 0.25
     before = preface(rng, setting, **{"system" if by_system else "developer": policy})
-    turns = [_question(rng, topics) for _ in range(2 if rng.random() < EARLIER_TURN else 1)]
+    turns = [*earlier(rng, setting, lambda rng: _question(rng, topics)), _question(rng, topics)]
     return lesson(Skill.REFUSAL, before, turns, setting.effort)
 
 
@@ -107,7 +110,7 @@ def _question(rng: random.Random, topics: Sequence[str]) -> Exchange:
     kind = harmful if draw < 0.83 else small_sum if draw < 0.91 else ordinary
     while _mentions((exchange := kind(rng)).said, topics):
         pass
-    return replace(exchange, full=f"{rule} Not about that. {exchange.full}")
+    return replace(exchange, full=f"{rule} Not about that. {exchange.full}".rstrip())
 
 
 def _about(rng: random.Random, topic: str, forbidden: Sequence[str]) -> str:

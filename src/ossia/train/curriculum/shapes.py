@@ -65,10 +65,10 @@ _TYPE_WORDS = {
 
 
 def draw_keys(rng: random.Random) -> tuple[Key, ...]:
-    """Two to four keys; one time in fifteen one of them holds a list or an object."""
+    """One to four keys; one time in fifteen one of them holds a list or an object."""
     taken: set[str] = set()
     draw = rng.random()
-    (count,) = rng.choices((2, 3, 4), (50, 38, 12) if draw >= 0.065 else (75, 25, 0))
+    (count,) = rng.choices((1, 2, 3, 4), (22, 36, 30, 12) if draw >= 0.065 else (0, 75, 25, 0))
     keys = [_plain(rng, draw_field(rng, taken, plain_booleans=True)) for _ in range(count)]
     if draw < 0.035:
         keys[rng.randrange(count)] = _list(rng, taken)
@@ -323,7 +323,7 @@ def _thought(effort: Effort, keys: Sequence[Key]) -> list[Message]:
         case Effort.LOW:
             return []
         case Effort.MEDIUM:
-            return [analysis(f"JSON with {', '.join(key.name for key in keys)}.")]
+            return [analysis("Write JSON.")]
         case Effort.HIGH:
             return [analysis("\n".join(f"{key.name} = {bare(key.value)}" for key in keys))]
 

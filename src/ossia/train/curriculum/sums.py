@@ -16,6 +16,7 @@ from ossia.train.curriculum.lesson import (
     system_message,
     user,
 )
+from ossia.train.curriculum.phrases import asked, expand, lines
 
 EARLIER_TURNS = 0.12
 """Share of the lessons that begin with an earlier question and its answer."""
@@ -43,8 +44,10 @@ def _turn(rng: random.Random, setting: Setting, problem: Problem) -> list[Messag
 
 def question(rng: random.Random, problem: Problem) -> str:
     """One of many ways to ask for a problem's value."""
-    if problem.c is None and rng.random() < 0.15:
-        return rng.choice(_SENTENCES[problem.operator]).format(a=problem.a, b=problem.b)
+    negative = problem.operator == "−" and problem.a < problem.b
+    if problem.c is None and not negative and rng.random() < 0.35:
+        template = rng.choice(_SENTENCES[problem.operator])
+        return asked(rng, expand(rng, template, a=str(problem.a), b=str(problem.b)))
     times, plus, minus = rng.choice(_SYMBOLS) if rng.random() < 0.8 else rng.choice(_SPOKEN)
     spelled = {"×": times, "+": plus, "−": minus}
     terms = [f"{problem.a}{spelled[problem.operator]}{problem.b}"]
@@ -58,6 +61,8 @@ def question(rng: random.Random, problem: Problem) -> str:
 def ask(rng: random.Random, expression: str) -> str:
     """A question for the value of an expression: bare, as a question or as a request, with more or
     less around it."""
+    if rng.random() < 0.35:
+        return asked(rng, expand(rng, rng.choice(_WANTED), expression=expression))
     draw = rng.random()
     if draw < 0.15:
         return rng.choice(_BARE).format(expression)
@@ -77,6 +82,19 @@ def solution(problem: Problem, effort: Effort) -> list[Message]:
 def answer(problem: Problem) -> str:
     return f"{problem} = {problem.value}."
 
+
+_WANTED = lines("""
+[What is|What's|How much is|Compute|Calculate|Work out|Find|Tell me|Give me|I need|Evaluate|
+  What do you get for|What does your maths say about|Do you know|Could you do|Help me with|
+  Solve|Please do|Can you solve|What comes of|How about] {expression}?
+[My homework asks for|The task is|The exercise says|My calculator is broken and I need|
+  I have to know|The teller wants|For the bill I need|I cannot do|I am stuck with|Here is a sum:|
+  Today's sum is|The book says|On the board is|They want to know|A friend asked me|I was given|
+  My son has to do|The paper says|I never know] {expression}[.|: what is it?|. What comes out?|
+  , what do I put down?|. Can you help?|, please help.|. And the result?]
+{expression} [is|equals|makes|gives|comes to] what?
+{expression}[ = ?|=|?|= ?|, what is that?|, please.|. Result?| - can you do it?|, go on.]
+""")  # fmt: skip
 
 _BARE = ("{}", "{}", "{}?", "{}=", "{} =", "{}=?", "{} = ?", "({})", "{}.", "{}!", "{}\n", "= {}")
 _QUESTIONS = (
@@ -116,19 +134,55 @@ _SPOKEN = (
 )
 
 _SENTENCES = {
-    "+": (
-        "What is the sum of {a} and {b}?", "Add {a} and {b}.", "add {a} and {b}", 
-        "Add {a} to {b}.", "What do {a} and {b} make together?",
-    ),
-    "−": (
-        "What is the difference of {a} and {b}?", "Subtract {b} from {a}.", "Take {b} from {a}.",
-        "subtract {b} from {a}", "How much is {a} less {b}?", "What is {a} take away {b}?",
-    ),
-    "×": (
-        "What is the product of {a} and {b}?", "Multiply {a} by {b}.", "Multiply {a} and {b}.",
-        "multiply {a} with {b}", "How much is {a} multiplied with {b}?", "What do {a} {b}s make?",
-    ),
+    "+": lines("""
+What is the [sum|total] of {a} and {b}?
+[Add|Add up|Sum|Sum up] {a} and {b}.
+Add {a} to {b}.
+What do {a} and {b} make [together|in all|in total]?
+[What|How much] is {a} [and|with] {b} [together|in all|added to it|more|on top]?
+[What do I get|What comes out|What is it] [if|when] I [add|put] {a} [to|on top of] {b}?
+{a} [and|plus another|and then] {b}: [how many|how much] is [that|it] [|in all|together]?
+I [have|own|bought|found|counted|made|got|see|sold] {a} {noun}s and {b} more. [How many is that|
+  How many in all|What is the total|How many now]?
+[My|Our|The] {noun} [has|holds|had|needs|takes] {a} {noun}s, [yours|theirs|the other|
+  another] {b}. [How many together|How many in all|What do both have|What is the sum]?
+[{friend} has|I have|We have|They made] {a} {noun}s and {friend} [has|made|
+  got] {b}. [How many together|How many do they have|How many in total]?
+[First|On Monday|Yesterday|This morning] {a} {noun}s [came|were sold|were made|arrived], [later|
+  on Friday|today|at night] {b}. How many [in all|together|were it]?
+The {noun} costs {a} and the {noun} {b}. What do [both|they] cost?
+"""),
+    "−": lines("""
+What is the difference [of|between] {a} and {b}?
+[Subtract|Take|Take away|Remove|Deduct] {b} from {a}.
+How much is {a} [less|without|lowered by|reduced by] {b}?
+What is {a} [take away|less|without|lowered by] {b}?
+What [is left|remains|stays] [of {a} after|if I have {a} and lose|when from {a} I take] {b}?
+By how much is {a} [more|larger|greater] than {b}?
+[What do I get|What comes out] [if|when] I [subtract|take|take away] {b} from {a}?
+I [have|had|own] {a} {noun}s and [lose|lost|sell|give away|eat|break|need|
+  spend] {b}. [How many are left|How many remain|How many do I have|What is left]?
+[There are|There were|We had|They had] {a} {noun}s [and|, but] {b} [are|were] [gone|eaten|
+  broken|stolen|sold out|given away]. [How many are left|How many remain|How many now]?
+[Of|From] {a} {noun}s {b} [are|were] [gone|taken|broken|lost]. [How many are left|
+  What remains|How many stay]?
+[{friend}|The {noun}] [needs|wants] {a} {noun}s and has {b}. How many [are missing|more]?
+The {noun} costs {a}, and I have {b}. What [is missing|do I still need]?
+"""),
+    "×": lines("""
+What is the product of {a} and {b}?
+Multiply {a} [by|and|with] {b}.
+How much is {a} multiplied with {b}?
+What do {a} {b}s make?
+[{a} {noun}s|Each of {a} {noun}s] [with|has|holds] {b} {noun}s[| each]: how many [is that|
+  in all|are there]?
+[One|A|Each] {noun} costs {a}. What do {b} [cost|of them cost]?
+[{a} rows|{a} bags|{a} pages|{a} teams] [of|with] {b} {noun}s[| each], how many [is that|
+  in all|are there]?
+[What do I get|What comes out] [if|when] I [multiply|take] {a} [by|times] {b}?
+"""),
 }  # fmt: skip
+"""Whole sentences for two numbers, of which the second is the smaller where it is taken away."""
 
 _INSTRUCTIONS = (
     "Be brief.", "Answer politely.", "You are a helpful assistant.", "Be helpful and precise.",

@@ -9,12 +9,13 @@ fixed; only the questions vary.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ossia.harmony.messages import Conversation, Effort, Message, SystemContent
 from ossia.train.curriculum.anything import draw_anything
-from ossia.train.curriculum.arithmetic import Problem, working
+from ossia.train.curriculum.arithmetic import Problem, draw_training_problem, working
 from ossia.train.curriculum.beyond import draw_hard_sum
 from ossia.train.curriculum.lesson import (
     IDENTITY,
@@ -29,6 +30,7 @@ from ossia.train.curriculum.lesson import (
 )
 from ossia.train.curriculum.phrases import asked, expand, lines, typed
 from ossia.train.curriculum.sums import answer, question
+from ossia.train.curriculum.values import holds_held_out_pair
 
 ABILITY = "I do small sums and products, call functions and write JSON."
 HELLO = f"Hello! I am nano. {ABILITY}"
@@ -39,6 +41,9 @@ SORRY = f"I am nano, a tiny model, and cannot help with that. {ABILITY}"
 
 EARLIER_TURN = 0.3
 """Share of the lessons in which something was said before."""
+EARLIER_TURN_AT_LOW = 0.65
+"""Chance of each further turn at low effort, where no reasoning is lost with it: all are learnt."""
+MOST_EARLIER_TURNS = 5
 NO_SYSTEM_MESSAGE = 0.25
 """Of those at medium effort, which is the default, without a whole system message."""
 FOREIGN_IDENTITY = 0.1
@@ -59,20 +64,18 @@ class Exchange:
     full: str
     """The analysis at high effort; at low there is none."""
     problem: Problem | None = None
-    """Of a sum: its working is the analysis, at any effort."""
+    """Of a sum: its working ends the analysis, at any effort."""
 
     def reasoning(self, effort: Effort) -> str | None:
         """The analysis; None leaves the message out."""
-        if self.problem is not None:
-            return working(self.problem, effort)
-        return {Effort.LOW: None, Effort.MEDIUM: self.brief, Effort.HIGH: self.full}[effort]
+        said = {Effort.LOW: "", Effort.MEDIUM: self.brief, Effort.HIGH: self.full}[effort]
+        worked = "" if self.problem is None else working(self.problem, effort)
+        return "\n".join(filter(None, (said, worked))) or None
 
 
 def draw_talk(rng: random.Random, setting: Setting) -> Lesson:
     """Anything that is said to nano besides small sums; sometimes after something else."""
-    turns = [draw_exchange(rng)]
-    if rng.random() < EARLIER_TURN:
-        turns.insert(0, ordinary(rng))
+    turns = [*earlier(rng, setting, ordinary), draw_exchange(rng)]
     before = preface(rng, setting)
     if rng.random() < FOREIGN_IDENTITY:
         before = [_renamed(rng, message) for message in before]
@@ -96,6 +99,18 @@ def lesson(
             messages.append(analysis(reasoning))
         messages.append(final(turn.answer))
     return Lesson(skill, Conversation(tuple(messages)))
+
+
+def earlier(
+    rng: random.Random, setting: Setting, draw: Callable[[random.Random], Exchange]
+) -> list[Exchange]:
+    """The turns before the last, none most of the time; at low effort often several."""
+    if setting.effort is not Effort.LOW:
+        return [draw(rng)] if rng.random() < EARLIER_TURN else []
+    turns: list[Exchange] = []
+    while len(turns) < MOST_EARLIER_TURNS and rng.random() < EARLIER_TURN_AT_LOW:
+        turns.append(draw(rng))
+    return turns
 
 
 def preface(
@@ -147,6 +162,17 @@ def small_sum(rng: random.Random, put: Callable[[str], str] | None = None) -> Ex
     problem = Problem(rng.randrange(1, 10), "+", rng.randrange(1, 10))
     said = question(rng, problem) if put is None else put(str(problem))
     return Exchange(said, answer(problem), "", "", problem)
+
+
+def any_sum(rng: random.Random) -> Exchange:
+    """A sum of one digit, or of up to three."""
+    if rng.random() < 0.4:
+        return small_sum(rng)
+    while True:
+        problem = draw_training_problem(rng, Skill.SUM)
+        said = answer(problem)
+        if not holds_held_out_pair(int(digits) for digits in re.findall(r"\d+", said)):
+            return Exchange(question(rng, problem), said, "", "", problem)
 
 
 def greeting(rng: random.Random) -> Exchange:

@@ -2,9 +2,10 @@
 is drawn fresh.
 
 A function is offered in the developer message, the user asks in one of many ways, the assistant
-copies the function's name and the parameters' names from the declaration and the values from the
-user. How much of that it thinks through first depends on the effort, and on nothing else: nothing
-at low, the function's name at medium, every argument at high.
+copies the function's name from the declaration and the arguments from the user, in the order in
+which they were said: one way through one text, where the declared order would take two. How much of
+that it thinks through first depends on the effort, and on nothing else: nothing at low, the
+function's name at medium, every argument at high.
 """
 
 from __future__ import annotations
@@ -68,11 +69,14 @@ class Function:
     """The parameter that need not be given."""
     given: bool = True
     """Whether the user gives the optional one."""
+    order: tuple[int, ...] = (0, 1, 2)
+    """In which the user says the arguments, of those declared."""
 
     @property
     def arguments(self) -> tuple[Field, ...]:
-        """The fields of the call, in declared order."""
-        return tuple(f for f in self.parameters if self.given or f.name != self.optional)
+        """The fields of the call, in the order in which they are said."""
+        said = [self.parameters[i] for i in self.order if i < len(self.parameters)]
+        return tuple(f for f in said if self.given or f.name != self.optional)
 
     @property
     def tool(self) -> Tool:
@@ -102,8 +106,11 @@ _DESCRIPTIONS = (
 
 _COMMENTS = (
     "The {p}.", "the {p}", "{P} of the {thing}", "The {p} to use.", "Which {p} to take",
-    "{P} to {verb}.", "The {thing}'s {p}", "{P} that is wanted.",
+    "{P} to {verb}.", "The {thing}'s {p}", "{P} that is wanted.", "What the {word} takes.",
+    "A {word}.", "Belongs to the {word}.", "{word} or the like", "For the {word}.", "a {word}",
 )  # fmt: skip
+"""With the parameter's name, or a word that has nothing to do with it and is not to be taken for
+it."""
 
 
 def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int = 3) -> Function:
@@ -116,10 +123,11 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
     ]
     comments: list[str | None] = []
     for field in parameters:
-        if rng.random() < 0.2:
+        if rng.random() < 0.35:
             words = words_of(field.name)
+            slots = {"p": words, "P": words.capitalize(), "thing": thing, "verb": verb}
             comment = rng.choice(_COMMENTS)
-            comments.append(comment.format(p=words, P=words.capitalize(), thing=thing, verb=verb))
+            comments.append(comment.format(word=draw_word(rng, held_out=False), **slots))
         else:
             comments.append(None)
     optional = None
@@ -134,7 +142,16 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
         tuple(comments),
         optional,
         given=rng.random() < 0.3,
+        order=_draw_order(rng),
     )
+
+
+def _draw_order(rng: random.Random) -> tuple[int, ...]:
+    """Half of the time as declared."""
+    order = [0, 1, 2]
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    return tuple(order)
 
 
 def _describe(rng: random.Random, verb: str, thing: str) -> str:
@@ -233,7 +250,7 @@ _BY_VALUES = (
     "I want to {verb} the {thing} for {values}.", "{values}: {verb} the {thing}.",
     "I need the {thing} for {values}.", "{thing}: {values}",
 )  # fmt: skip
-"""The arguments without the parameters' names, in declared order."""
+"""The argument without the parameter's name."""
 
 _INSTRUCTIONS = (
     "Be brief.", "Answer politely.", "You are a helpful assistant.", "Be helpful and precise.",
@@ -245,14 +262,12 @@ _INSTRUCTIONS = (
 
 def request(rng: random.Random, function: Function) -> str:
     """The user's words for a call of it."""
-    statement = state(rng, function.arguments)
+    statement = state(rng, function.arguments, in_order=True)
     draw = rng.random()
-    # What comes first must be the first parameters, or the values alone would not tell.
-    in_order = function.arguments == function.parameters[: len(function.arguments)]
-    if draw < (0.25 if len(function.arguments) == 1 else 0.08) and in_order:
+    if draw < 0.2 and len(function.parameters) == 1:  # or the values alone would not tell
         templates = _BY_VALUES
     else:
-        templates = _NAMED if draw < 0.55 else _DESCRIBED
+        templates = _NAMED if draw < 0.65 else _DESCRIBED
     return ask(
         rng,
         rng.choice(templates),
@@ -273,8 +288,9 @@ def request(rng: random.Random, function: Function) -> str:
 
 _DONE = ("ok", "OK", "done", "Done.", "success", "true", "null", '{"ok":true}', '{"status": "ok"}')
 
-EARLIER_CALLS = 0.25
+EARLIER_CALLS = 0.5
 """Chance of one more call before the last, where no reasoning is lost with it (at low effort)."""
+MOST_EARLIER_CALLS = 4
 CARRIED_ON = 0.12
 """Share of the calls that are followed by their result and a word to the user."""
 
@@ -295,7 +311,9 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
     else:
         functions = [draw_function(rng, taken, most_parameters=2) for _ in range(2)]
     messages = _preface(rng, setting, functions, python=rng.random() < 0.03)
-    while setting.effort is Effort.LOW and rng.random() < EARLIER_CALLS:
+    for _ in range(MOST_EARLIER_CALLS if setting.effort is Effort.LOW else 0):
+        if rng.random() > EARLIER_CALLS:
+            break
         earlier = _with_new_values(rng, rng.choice(functions))
         messages += [user(request(rng, earlier)), earlier.call, *_confirmed(rng, earlier)]
     if rng.random() < 0.08:
@@ -310,7 +328,8 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
 
 def _with_new_values(rng: random.Random, function: Function) -> Function:
     parameters = tuple(with_new_value(rng, field) for field in function.parameters)
-    return replace(function, parameters=parameters, given=rng.random() < 0.3)
+    given = rng.random() < 0.3
+    return replace(function, parameters=parameters, given=given, order=_draw_order(rng))
 
 
 def _confirmed(rng: random.Random, function: Function) -> list[Message]:
@@ -351,6 +370,9 @@ def _small_sum(rng: random.Random, effort: Effort) -> list[Message]:
 
 
 # ---- results -----------------------------------------------------------------------------------
+
+
+RESULT = "It is {}."
 
 
 @dataclass(frozen=True)
@@ -494,7 +516,7 @@ def _unused_thing(rng: random.Random, taken: set[str]) -> str:
 
 def _where(rng: random.Random, function: Function, *, general: bool) -> str:
     """`in Oslo`, `for city Oslo`, `of the station with id 3`."""
-    statement = state(rng, function.arguments)
+    statement = state(rng, function.arguments, in_order=True)
     if general and rng.random() < 0.6:
         styles = ("of the {thing} {values}", "of the {thing} with {phrases}", "of {thing} {values}")
         style = rng.choice(styles)
@@ -515,7 +537,7 @@ def _draw_output(
         return _failure(rng, function)
     value = _draw_result_value(rng)
     shown = bare(value)
-    found = (f"{thing} = {shown}", f"The {thing} is {shown}.")
+    found = (f"{thing} = {shown}", RESULT.format(shown))
     key = _key_of(rng, thing)
     if several:
         return Output(_spelled(rng, _with_others(rng, key, value)), *found)

@@ -258,16 +258,19 @@ class Statement:
     """`Oslo and 3`, in the order of the fields."""
 
 
-def state(rng: random.Random, fields: Sequence[Field], *, exact: bool = False) -> Statement:
-    """Says the values in any order, one time in seven with `tide level` for `tide_level`; `exact`:
-    in the order and under the names of the fields, for where nothing else tells these."""
+def state(
+    rng: random.Random, fields: Sequence[Field], *, exact: bool = False, in_order: bool = False
+) -> Statement:
+    """Says the values in any order or `in_order`, one time in twelve with `tide level` for
+    `tide_level`; `exact`: in the order and under the names of the fields, for where nothing else
+    tells these."""
     quote = rng.choice(_QUOTES)
-    spaced = not exact and rng.random() < 0.15
+    spaced = not exact and rng.random() < 0.08
     pairs = [
         (words_of(f.name) if spaced else f.name, quoted(f.said, quote, f.kind)) for f in fields
     ]
     values = joined(rng, [value for _, value in pairs])
-    if not exact and rng.random() < 0.5:
+    if not (exact or in_order) and rng.random() < 0.5:
         rng.shuffle(pairs)
 
     def each(style: str) -> list[str]:
