@@ -236,8 +236,6 @@ _DESCRIBED = (
     "I need the {thing}. {sentence}.", "The {thing}, please, with {phrases}.", "{thing}: {phrases}",
     "The {thing} with {phrases}?", "What about the {thing} with {phrases}?",
     "{Verb} it: the {thing}, {phrases}.", "Do {verb} the {thing}. {sentence}!",
-    "Someone should {verb} the {thing}, {phrases}.", "For the {thing}, {clauses}.",
-    "You can {verb} the {thing} now: {phrases}.", "{Verb} {thing}:\n{lines}",
 )  # fmt: skip
 """The function by what it does."""
 
@@ -246,9 +244,6 @@ _BY_VALUES = (
     "Use {f} on {values}.", "Run {f} with {values}", "Please use {f} for {values}.",
     "{Verb} the {thing} for {values}.", "{Verb} the {thing}: {values}.",
     "{verb} the {thing} {values}", "Please {verb} the {thing} of {values}.",
-    "Can you {verb} the {thing} with {values}?",
-    "I want to {verb} the {thing} for {values}.", "{values}: {verb} the {thing}.",
-    "I need the {thing} for {values}.", "{thing}: {values}",
 )  # fmt: skip
 """The argument without the parameter's name."""
 
@@ -400,8 +395,6 @@ _QUESTIONS = (
     "What does {f} say is the {thing} {where}?",
     "Use {f}: what is the {thing} {where}?", "Ask {f} for the {thing} {where}.",
     "Call {f} and tell me the {thing} {where}.", "What {thing} do we have {where}?",
-    "Report the {thing} {where}.", "How about the {thing} {where}?",
-    "Is the {thing} known {where}?",
 )  # fmt: skip
 
 _RETURNS = (
