@@ -88,10 +88,10 @@ _WANTED = lines("""
   What do you get for|What does your maths say about|Do you know|Could you do|Help me with|
   Solve|Please do|Can you solve|What comes of|How about] {expression}?
 [My homework asks for|The task is|The exercise says|My calculator is broken and I need|
-  I have to know|The teller wants|For the bill I need|I cannot do|I am stuck with|Here is a sum:|
+  I have to know|The teller wants|For the bill I need|I cannot do|Here is a sum:|
   Today's sum is|The book says|On the board is|They want to know|A friend asked me|I was given|
   My son has to do|The paper says|I never know] {expression}[.|: what is it?|. What comes out?|
-  , what do I put down?|. Can you help?|, please help.|. And the result?]
+  . And the result?]
 {expression} [is|equals|makes|gives|comes to] what?
 {expression}[ = ?|=|?|= ?|, what is that?|, please.|. Result?| - can you do it?|, go on.]
 """)  # fmt: skip

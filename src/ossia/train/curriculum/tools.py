@@ -107,7 +107,7 @@ _DESCRIPTIONS = (
 _COMMENTS = (
     "The {p}.", "the {p}", "{P} of the {thing}", "The {p} to use.", "Which {p} to take",
     "{P} to {verb}.", "The {thing}'s {p}", "{P} that is wanted.", "What the {word} takes.",
-    "A {word}.", "Belongs to the {word}.", "{word} or the like", "For the {word}.", "a {word}",
+    "A {word}.", "{word} or the like", "a {word}",
 )  # fmt: skip
 """With the parameter's name, or a word that has nothing to do with it and is not to be taken for
 it."""
