@@ -16,19 +16,19 @@ from ossia.evals.held_out import held_out_name, held_out_pair
 from ossia.harmony.messages import Conversation, DeveloperContent, Effort, Message, SystemContent
 from ossia.harmony.render import render_for_training
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.train.curriculum import python_tool, tools
+from ossia.train.curriculum import python_tool, results, tools
 from ossia.train.curriculum.arithmetic import Problem, working
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill, draw_setting
 from ossia.train.curriculum.python_tool import Expression
 from ossia.train.curriculum.values import Field, Kind, state, words_of
 
-DRAW = tools.DRAW | python_tool.DRAW
+DRAW = tools.DRAW | results.DRAW | python_tool.DRAW
 COUNT = 3000
 
 
 def lessons(skill: Skill, seed: int, count: int) -> list[tuple[Setting, Lesson]]:
     rng = random.Random(seed)
-    settings = (draw_setting(rng, full_system=0.3) for _ in range(count))
+    settings = (draw_setting(rng, skill=skill, full_system=0.3) for _ in range(count))
     return [(setting, DRAW[skill](rng, setting)) for setting in settings]
 
 
@@ -110,8 +110,8 @@ def expected_analysis(effort: Effort, name: str, arguments: dict) -> list[str]:
 
 @pytest.mark.parametrize("skill", [Skill.CALL, Skill.RESULT])
 def test_calls_fit_their_declaration_and_the_users_words(skill):
-    """The arguments in the order in which they are said."""
-    seen, in_order = 0, []
+    """The arguments in the order in which they are declared, whatever the user's."""
+    seen, as_said = 0, []
     for setting, lesson in LESSONS[skill]:
         for said, thoughts, call in requests(lesson.conversation):
             seen += 1
@@ -122,18 +122,20 @@ def test_calls_fit_their_declaration_and_the_users_words(skill):
             arguments = json.loads(call.text)
             assert namespace == "functions"
             assert call.text == json.dumps(arguments, separators=(",", ":"))
+            assert list(arguments) == [key for key in schema["properties"] if key in arguments]
             found = [re.search(rf"(?<!\w){key}(?!\w)", said) for key in arguments]
             places = [match.start() for match in found if match]
             if len(places) == len(found) > 1:
-                in_order.append(places == sorted(places))
+                as_said.append(places == sorted(places))
             assert set(schema["required"]) <= arguments.keys() <= schema["properties"].keys()
             for key, value in arguments.items():
                 assert is_valid(value, schema["properties"][key])
                 assert is_said(value, said), (said, value)
             assert thoughts == expected_analysis(setting.effort, name, arguments)
     assert seen > 0.9 * COUNT
-    assert len(in_order) > 0.1 * COUNT
-    assert share(in_order) > 0.97  # some names are words that stand elsewhere too
+    assert len(as_said) > 0.1 * COUNT
+    if skill is Skill.CALL:
+        assert 0.7 < share(as_said) < 0.95
 
 
 def share(found: list[bool]) -> float:
@@ -178,7 +180,7 @@ def test_the_shares_of_calls():
             for parameter in schema["properties"].values()
         ]
     assert 0.5 < share(named) < 0.8
-    assert 0.05 < share(left_out) < 0.3
+    assert 0.02 < share(left_out) < 0.1
     for kind in ("string", "integer", "number", "boolean", "enum"):
         assert share([one == kind for one in kinds]) > 0.08
     asked = {re.sub(r"[\w.\"'`-]*[\d_\"'`][\w.\"'`-]*", "x", said) for _, said, _, _ in called}
@@ -248,8 +250,9 @@ def test_answers_hold_what_the_tool_gave():
         asked = only(lesson.conversation, "user").text.lower()
         if isinstance(output, dict):
             forms["one key" if len(output) == 1 else "several keys"] += 1
-            wanted = [key for key in output if words_of(key) in asked] or list(output)
-            assert len(output) == 1 or words_of(wanted[0]) in asked
+            wanted = [k for k in output if words_of(k) in asked or k.lower() in asked]
+            assert wanted or len(output) == 1
+            wanted = wanted or list(output)
             shown = [v if isinstance(v, str) else json.dumps(v) for v in map(output.get, wanted)]
             assert value in shown
         else:

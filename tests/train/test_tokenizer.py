@@ -12,10 +12,26 @@ from tokenizers import Tokenizer as HfTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ossia.errors import TokenizerError
+from ossia.harmony.messages import (
+    Conversation,
+    DeveloperContent,
+    Message,
+    Role,
+    SystemContent,
+    Tool,
+    ToolNamespace,
+)
+from ossia.harmony.render import render_for_completion
 from ossia.harmony.tokenizer import Tokenizer
+from ossia.train.curriculum.lesson import IDENTITY
 from ossia.train.recipe import Architecture, load_recipe
 from ossia.train.stages import Run
-from ossia.train.tokenizer import byte_tokenizer, save_tokenizer, train_tokenizer
+from ossia.train.tokenizer import (
+    FIXED_PASSAGES,
+    byte_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +75,31 @@ def test_every_byte_has_a_token_and_every_digit_stands_alone(readers):
     ours = readers[0]
     assert {ours.token_bytes(i) for i in range(256)} == {bytes([b]) for b in range(256)}
     with_digits = [
-        i for i in range(2032) if any(48 <= b <= 57 for b in ours.token_bytes(i)) and i >= 256
+        ours.decode([i])
+        for i in range(256, 2032)
+        if any(48 <= b <= 57 for b in ours.token_bytes(i))
     ]
-    assert with_digits == []
+    assert all(any(text in passage for passage in FIXED_PASSAGES) for text in with_digits)
     assert [ours.decode([i]) for i in ours.encode("48×37=1776")] == list("48×37=1776")
+
+
+def test_what_harmony_always_writes_is_a_few_tokens(readers):
+    ours = readers[0]
+    system = SystemContent(model_identity=IDENTITY, conversation_start_date="2026-11-30")
+    offered = DeveloperContent("Be brief.", (ToolNamespace("functions", tools=(Tool("f", "F."),)),))
+    conversation = Conversation(
+        (Message(Role.SYSTEM, (system,)), Message(Role.DEVELOPER, (offered,)))
+    )
+    prompt = render_for_completion(ours, conversation)
+    assert len(ours.decode(prompt.token_ids)) > 7 * len(prompt.token_ids)
+    for passage in FIXED_PASSAGES:
+        assert len(ours.encode(f"x{passage}x")) < 2 + max(3, len(passage) / 8), passage
+
+
+def test_a_passage_cut_short_is_read_word_by_word(readers):
+    ours = readers[0]
+    ids = ours.encode("You are nano, the tiny model built into a shop.")
+    assert [ours.decode([i]) for i in ids][:4] == ["You", " are", " ", "nano"]
 
 
 def test_a_name_is_the_same_tokens_wherever_it_stands(readers):

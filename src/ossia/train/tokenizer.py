@@ -9,10 +9,14 @@ copied.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ossia.errors import MissingDependencyError, TokenizerError
+from ossia.harmony.builtin_tools import PYTHON
+from ossia.harmony.messages import SystemContent
+from ossia.train.curriculum.lesson import IDENTITY
 
 try:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
@@ -24,8 +28,38 @@ except ImportError as error:
         "`pip install 'ossia[train]'`."
     ) from error
 
+_SYSTEM = SystemContent()
+
+FIXED_PASSAGES = (
+    IDENTITY.removesuffix("."),
+    str(_SYSTEM.model_identity).removesuffix("."),
+    f"Knowledge cutoff: {_SYSTEM.knowledge_cutoff}\nCurrent date: ",
+    "Reasoning: ",
+    f"# Valid channels: {', '.join(_SYSTEM.valid_channels or ())}. "
+    "Channel must be included for every message.",
+    "Calls to these tools must go to the commentary channel: 'functions'.",
+    "# Instructions\n\n",
+    "# Tools\n\n",
+    f"## python\n\n{PYTHON.description}",
+    "## functions\n\nnamespace functions {\n\n",
+    " = (_: {\n",
+    "}) => any;\n\n",
+    "} // namespace functions",
+    "// ",
+    " to=functions.",
+    " to=python",
+    " to=assistant",
+)
+"""What Harmony writes into nearly every prompt, word for word. Each stands alone, so that merges
+make a few tokens of it where words would be seventy: a third of what training reads, and half of
+what a sliding layer sees of a lesson. Where the words differ, they are read one by one as ever."""
+
 PATTERN = "|".join(
     (
+        *map(re.escape, FIXED_PASSAGES),
+        r" [-+−–×*·=→]+ ",
+        r" (?:a|am|and|are|as|be|by|do|for|in|is|it|me|of|that|the|to|what|with|you)"
+        r"(?![\p{L}\p{M}_])",
         r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
         r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
         r"\p{N}",
@@ -36,10 +70,11 @@ PATTERN = "|".join(
         r"\s+",
     )
 )
-"""The pre-tokenizer of o200k_base with three changes: a digit and a double quote stand alone, and a
-word does not take the character before it along. A name is then the same tokens after a space, a
-quote or an underscore, so that a small model copies it token by token, and in JSON it need not know
-what follows a string to end it. Texts get about 15 % longer."""
+"""The pre-tokenizer of o200k_base with changes: the passages above and a sign between spaces are
+pieces, a digit and a double quote stand alone, and a word does not take the character before it
+along, unless it is one of the small words that nobody gives as a name. A name is then the same
+tokens after a space, a quote or an underscore, so that a small model copies it token by token, and
+in JSON it need not know what follows a string to end it."""
 
 CONTROLS = (
     "<|startoftext|>", "<|endoftext|>", None, None, "<|return|>", "<|constrain|>", None,

@@ -6,7 +6,7 @@ out and pay in accuracy, as the published models do.
 
 | effort | a ± b | a × b (± c) |
 |---|---|---|
-| low | short columns | the problem alone: the answer is a guess |
+| low | short columns | the two products at a glance, and their sum a guess |
 | medium | columns, the carry spelled out | short columns |
 | high | columns, then the inverse as a check | everything in columns |
 """
@@ -140,7 +140,10 @@ def working(problem: Problem, effort: Effort) -> str:
     lines = [str(problem)]
     products = problem.operator == "×"
     match effort:
-        case Effort.LOW if not products:
+        case Effort.LOW if products:
+            if (terms := at_a_glance(problem)) is not None:
+                lines.append(terms)
+        case Effort.LOW:
             lines += map(_short, steps(problem))
         case Effort.MEDIUM if products:
             lines += map(_short, steps(problem))
@@ -154,6 +157,15 @@ def working(problem: Problem, effort: Effort) -> str:
     return "\n".join(lines)
 
 
+def at_a_glance(problem: Problem) -> str | None:
+    """48 × 37 + 12 → `336 + 1440 + 12`; None where nothing is gained by it."""
+    units, *others = (step.value for step in steps(problem) if step.operator == "×")
+    if not others:
+        return None if problem.c is None else f"{units} {problem.then} {problem.c}"
+    rest = "" if problem.c is None else f" {problem.then} {problem.c}"
+    return f"{units} + {others[0]}{rest}"
+
+
 def may_train(problem: Problem) -> bool:
     """True when no two numbers of the problem, and no two that a step or the check combines, are
     held out."""
@@ -162,6 +174,10 @@ def may_train(problem: Problem) -> bool:
     if (inverse := check(problem)) is not None:
         combined.append(inverse)
     pairs = [*itertools.combinations(numbers, 2), *((step.a, step.b) for step in combined)]
+    if problem.operator == "×":  # what low effort writes side by side
+        products = [step.value for step in combined if step.operator == "×"]
+        beside = products if problem.c is None else [*products, problem.c]
+        pairs += itertools.combinations(beside, 2)
     return not any(held_out_pair(a, b) for a, b in pairs)
 
 
@@ -169,18 +185,18 @@ def may_train(problem: Problem) -> bool:
 
 
 def _short(step: Step) -> str:
-    """48 × 30 → `48 × 30: 24, 12+2=14 → 1440`, without its factors; 336 + 1447 →
-    `0336 + 1447: 6+7=3, 3+4=8, 3+4=7, 0+1=1 → 1783`, with carries unsaid."""
+    """48 × 30 → `48 × 30: 24 12+2=14 → 1440`, without its factors; 336 + 1447 →
+    `0336 + 1447: 6+7=3 3+4=8 3+4=7 0+1=1 → 1783`, with carries unsaid."""
     a, b = step.a, step.b
     if step.operator == "×":
         low, high = _partial_products(a, b)
         carry = low // 10
-        columns = f"{low:02}, {high:02}+{carry}={high + carry:02}"
+        columns = f"{low:02} {high:02}+{carry}={high + carry:02}"
         return f"{a:02} × {b:02}: {columns} → {step.value:0{WIDTH}}"
     if step.operator == "−" and a < b:
         return f"{a} < {b}\n{_short(Step(b, step.operator, a))}"
     values = _digits(step.value, 0)
-    columns = ", ".join(
+    columns = " ".join(
         f"{x}{step.operator}{y}={value}"
         for (x, y), (value, _) in zip(_digits(a, b), values, strict=True)
     )
@@ -188,13 +204,13 @@ def _short(step: Step) -> str:
 
 
 def _product(a: int, b: int) -> str:
-    """48 × 30 → `48 × 30: 8×3=24, 4×3=12, 12+2=14 → 1440`, for one digit of b that is not 0."""
+    """48 × 30 → `48 × 30: 8×3=24 4×3=12 12+2=14 → 1440`, for one digit of b that is not 0."""
     digit = b if b < 10 else b // 10
     tens, units = divmod(a, 10)
     low, high = _partial_products(a, b)
     carry = low // 10
     columns = (
-        f"{units}×{digit}={low:02}, {tens}×{digit}={high:02}, {high:02}+{carry}={high + carry:02}"
+        f"{units}×{digit}={low:02} {tens}×{digit}={high:02} {high:02}+{carry}={high + carry:02}"
     )
     return f"{a:02} × {b:02}: {columns} → {a * b:0{WIDTH}}"
 
@@ -206,7 +222,7 @@ def _partial_products(a: int, b: int) -> tuple[int, int]:
 
 
 def _addition(a: int, b: int) -> str:
-    """336 + 1440 → `0336 + 1440: 6+0=06, 3+4+0=07, 3+4+0=07, 0+1+0=01 → 1776`."""
+    """336 + 1440 → `0336 + 1440: 6+0=06 3+4+0=07 3+4+0=07 0+1+0=01 → 1776`."""
     columns: list[str] = []
     carry = 0
     for x, y in _digits(a, b):
@@ -214,11 +230,11 @@ def _addition(a: int, b: int) -> str:
         total = x + y + carry
         columns.append(f"{x}+{y}{carried}={total:02}")
         carry = total // 10
-    return f"{a:0{WIDTH}} + {b:0{WIDTH}}: {', '.join(columns)} → {a + b:0{WIDTH}}"
+    return f"{a:0{WIDTH}} + {b:0{WIDTH}}: {' '.join(columns)} → {a + b:0{WIDTH}}"
 
 
 def _subtraction(a: int, b: int) -> str:
-    """42 − 37 → `0042 − 0037: 2−7+10=5, 4−3−1+00=0, 0−0−0+00=0, 0−0−0+00=0 → 0005`, for a ≥ b.
+    """42 − 37 → `0042 − 0037: 2−7+10=5 4−3−1+00=0 0−0−0+00=0 0−0−0+00=0 → 0005`, for a ≥ b.
 
     A column that is short borrows ten, and the next one pays it back.
     """
@@ -230,7 +246,7 @@ def _subtraction(a: int, b: int) -> str:
         borrowed = 10 * (left < 0)
         columns.append(f"{x}−{y}{paid}+{borrowed:02}={left + borrowed}")
         owed = borrowed // 10
-    return f"{a:0{WIDTH}} − {b:0{WIDTH}}: {', '.join(columns)} → {a - b:0{WIDTH}}"
+    return f"{a:0{WIDTH}} − {b:0{WIDTH}}: {' '.join(columns)} → {a - b:0{WIDTH}}"
 
 
 def _digits(a: int, b: int) -> Iterator[tuple[int, int]]:

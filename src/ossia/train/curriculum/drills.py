@@ -16,12 +16,12 @@ from ossia.train.curriculum.arithmetic import SKILLS, draw_training_problem, set
 from ossia.train.curriculum.hierarchy import draw_wished
 from ossia.train.curriculum.python_tool import ask_for, draw_expression
 from ossia.train.curriculum.refusals import close_by, harmful
+from ossia.train.curriculum.results import draw_finding
 from ossia.train.curriculum.shapes import draw_format, draw_keys, user_request, values_alone
 from ossia.train.curriculum.sums import question
 from ossia.train.curriculum.talk import any_sum, draw_exchange
 from ossia.train.curriculum.tools import (
     Function,
-    draw_finding,
     draw_function,
     function_namespace,
     request,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ossia.evals.held_out import draw_word
 from ossia.harmony.messages import Conversation, DeveloperContent, Role, TextContent
-from ossia.train.curriculum import tools
+from ossia.train.curriculum import results
 from ossia.train.curriculum.formats import Wish, draw_wishes, wish_in_words
 from ossia.train.curriculum.lesson import Lesson, Setting, Skill
 from ossia.train.curriculum.phrases import asked, expand, lines, typed
@@ -40,13 +40,13 @@ TOLD = "The {} is {}."
 
 
 def draw_hierarchy(rng: random.Random, setting: Setting) -> Lesson:
-    """Code words (two lessons in five), formats (nearly as many), and instructions in what is only
-    data."""
+    """Formats (more than half of the lessons, for the words have to be found), code words, and
+    instructions in what is only data."""
     draw = rng.random()
-    if draw < 0.42:
-        return _draw_code_word(rng, setting)
-    if draw < 0.84:
+    if draw < 0.56:
         return _draw_formats(rng, setting)
+    if draw < 0.86:
+        return _draw_code_word(rng, setting)
     if draw < 0.93:
         return _draw_quotation(rng, setting)
     return without_held_out_pairs(lambda: _draw_tool_output(rng, setting))
@@ -215,7 +215,7 @@ def _draw_quotation(rng: random.Random, setting: Setting) -> Lesson:
 def _draw_tool_output(rng: random.Random, setting: Setting) -> Lesson:
     """A function's result with an order in it; the answer is what it is without."""
     setting = replace(setting, full_system=False)  # declarations are long enough
-    while not _is_short(plain := tools.DRAW[Skill.RESULT](rng, setting)):
+    while not _is_short(plain := results.draw_result(rng, setting)):
         pass
     messages = list(plain.conversation.messages)
     for i, message in enumerate(messages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,10 +66,28 @@ class Setting:
     """The whole system message that `ossia chat` writes; else one of a line or two."""
 
 
-def draw_setting(rng: random.Random, *, full_system: float) -> Setting:
-    """Any effort alike; `full_system` is the share of whole system messages. They are long, so that
-    early stages train mostly without them."""
-    return Setting(rng.choice(tuple(Effort)), rng.random() < full_system)
+EFFORTS: Mapping[Skill, tuple[int, int, int]] = {
+    Skill.SUM: (28, 36, 36),
+    Skill.PRODUCT: (22, 39, 39),
+    Skill.PRODUCT_SUM: (22, 39, 39),
+    Skill.TALK: (24, 38, 38),
+    Skill.REFUSAL: (24, 38, 38),
+    Skill.HIERARCHY: (32, 36, 32),
+    Skill.CALL: (42, 34, 24),
+    Skill.RESULT: (40, 34, 26),
+    Skill.PYTHON: (34, 33, 33),
+    Skill.SHAPE: (45, 33, 22),
+}
+"""Shares of low, medium and high. Where nothing but the effort decides whether a thought comes
+first, low has a little more; where the working is the skill, or several turns at low effort are
+learnt at once, less."""
+
+
+def draw_setting(rng: random.Random, *, skill: Skill, full_system: float) -> Setting:
+    """`full_system` is the share of whole system messages; early stages train mostly without
+    them."""
+    (effort,) = rng.choices((Effort.LOW, Effort.MEDIUM, Effort.HIGH), EFFORTS[skill])
+    return Setting(effort, rng.random() < full_system)
 
 
 def system_message(

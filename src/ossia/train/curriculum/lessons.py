@@ -11,6 +11,7 @@ from ossia.train.curriculum import (
     hierarchy,
     python_tool,
     refusals,
+    results,
     shapes,
     talk,
     tools,
@@ -26,6 +27,7 @@ DRAW_LESSON: Mapping[Skill, Callable[[random.Random, Setting], Lesson]] = {
     **refusals.DRAW,
     **hierarchy.DRAW,
     **tools.DRAW,
+    **results.DRAW,
     **python_tool.DRAW,
     **shapes.DRAW,
 }
@@ -41,7 +43,8 @@ def draw(rng: random.Random, mix: Mapping[str, float], *, full_system: float) ->
     (name,) = rng.choices(list(mix), list(mix.values()))
     if name in TOPICS:
         return draw_document(rng, Topic(name))
-    return DRAW_LESSON[Skill(name)](rng, draw_setting(rng, full_system=full_system))
+    skill = Skill(name)
+    return DRAW_LESSON[skill](rng, draw_setting(rng, skill=skill, full_system=full_system))
 
 
 def stream(

@@ -26,7 +26,8 @@ from ossia.train.curriculum.lesson import (
     tool_result,
     user,
 )
-from ossia.train.curriculum.tools import RESULT, draw_function, function_namespace
+from ossia.train.curriculum.results import RESULT
+from ossia.train.curriculum.tools import draw_function, function_namespace
 from ossia.train.curriculum.values import ask, holds_held_out_pair, without_held_out_pairs
 
 _BINDING = {"+": 1, "−": 1, "×": 2}

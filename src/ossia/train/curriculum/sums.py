@@ -131,6 +131,8 @@ _SPOKEN = (
     (" multiplied by ", " plus ", " minus "),
     (" times ", " added to ", " less "),
     (" multiplied with ", " and ", " take away "),
+    (" times ", ", plus ", ", minus "),
+    (" multiplied by ", ", then plus ", ", then minus "),
 )
 
 _SENTENCES = {
@@ -138,6 +140,7 @@ _SENTENCES = {
 What is the [sum|total] of {a} and {b}?
 [Add|Add up|Sum|Sum up] {a} and {b}.
 Add {a} to {b}.
+[What is|How much is|Tell me|I need|Find] {a} [added to|put on top of|raised by] {b}.
 What do {a} and {b} make [together|in all|in total]?
 [What|How much] is {a} [and|with] {b} [together|in all|added to it|more|on top]?
 [What do I get|What comes out|What is it] [if|when] I [add|put] {a} [to|on top of] {b}?
@@ -158,6 +161,9 @@ What is the difference [of|between] {a} and {b}?
 How much is {a} [less|without|lowered by|reduced by] {b}?
 What is {a} [take away|less|without|lowered by] {b}?
 What [is left|remains|stays] [of {a} after|if I have {a} and lose|when from {a} I take] {b}?
+[What is|How much is|Tell me|I need|Find] {b} [subtracted|taken|deducted|taken away] from {a}.
+What [is|stays|remains|do you get] [once|after] {b} [is|are|was] [taken|lost|removed|cut] [from|
+  off] {a}?
 By how much is {a} [more|larger|greater] than {b}?
 [What do I get|What comes out] [if|when] I [subtract|take|take away] {b} from {a}?
 I [have|had|own] {a} {noun}s and [lose|lost|sell|give away|eat|break|need|
@@ -172,6 +178,7 @@ The {noun} costs {a}, and I have {b}. What [is missing|do I still need]?
     "×": lines("""
 What is the product of {a} and {b}?
 Multiply {a} [by|and|with] {b}.
+[What is|How much is|Tell me|I need|Find] {a} [multiplied by|multiplied with|times] {b}.
 How much is {a} multiplied with {b}?
 What do {a} {b}s make?
 [{a} {noun}s|Each of {a} {noun}s] [with|has|holds] {b} {noun}s[| each]: how many [is that|

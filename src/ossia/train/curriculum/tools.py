@@ -1,11 +1,10 @@
-"""Function calls and the answers from their results, as conversations in which every name and value
-is drawn fresh.
+"""Function calls, as conversations in which every name and value is drawn fresh.
 
 A function is offered in the developer message, the user asks in one of many ways, the assistant
-copies the function's name from the declaration and the arguments from the user, in the order in
-which they were said: one way through one text, where the declared order would take two. How much of
-that it thinks through first depends on the effort, and on nothing else: nothing at low, the
-function's name at medium, every argument at high.
+copies the function's name from the declaration and the arguments from the user, in the declared
+order: which name comes next is read off a text whose form is always the same, and what the user
+says has only to be searched for it. How much of that it thinks through first depends on the effort,
+and on nothing else: nothing at low, the function's name at medium, every argument at high.
 """
 
 from __future__ import annotations
@@ -37,13 +36,9 @@ from ossia.train.curriculum.sums import question, solution
 from ossia.train.curriculum.values import (
     Field,
     ask,
-    bare,
     capitalized,
     draw_enum,
     draw_field,
-    draw_integer,
-    draw_number,
-    draw_string,
     state,
     with_new_value,
     without_held_out_pairs,
@@ -74,9 +69,14 @@ class Function:
 
     @property
     def arguments(self) -> tuple[Field, ...]:
-        """The fields of the call, in the order in which they are said."""
-        said = [self.parameters[i] for i in self.order if i < len(self.parameters)]
-        return tuple(f for f in said if self.given or f.name != self.optional)
+        """The fields of the call, in the order in which they are declared."""
+        return tuple(f for f in self.parameters if self.given or f.name != self.optional)
+
+    @property
+    def said(self) -> tuple[Field, ...]:
+        """The same in the order in which the user says them."""
+        ordered = [self.parameters[i] for i in self.order if i < len(self.parameters)]
+        return tuple(f for f in ordered if self.given or f.name != self.optional)
 
     @property
     def tool(self) -> Tool:
@@ -123,7 +123,7 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
     ]
     comments: list[str | None] = []
     for field in parameters:
-        if rng.random() < 0.35:
+        if rng.random() < 0.4:
             words = words_of(field.name)
             slots = {"p": words, "P": words.capitalize(), "thing": thing, "verb": verb}
             comment = rng.choice(_COMMENTS)
@@ -131,7 +131,7 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
         else:
             comments.append(None)
     optional = None
-    if len(parameters) > 1 and rng.random() < 0.35:
+    if len(parameters) > 1 and rng.random() < 0.12:
         optional = rng.choice(parameters).name
     return Function(
         name,
@@ -141,15 +141,15 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
         tuple(parameters),
         tuple(comments),
         optional,
-        given=rng.random() < 0.3,
+        given=rng.random() < 0.5,
         order=_draw_order(rng),
     )
 
 
 def _draw_order(rng: random.Random) -> tuple[int, ...]:
-    """Half of the time as declared."""
+    """Two times out of three as declared."""
     order = [0, 1, 2]
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         rng.shuffle(order)
     return tuple(order)
 
@@ -169,13 +169,13 @@ def _draw_names(rng: random.Random, taken: set[str]) -> tuple[str, str, str]:
         verb = first if rest and first in VERBS else rng.choice(_VERBS)
         thing = " ".join(rest if verb == first else [first, *rest])
         if rng.random() < 0.4:
-            verb, thing = rng.choice(_VERBS), _draw_thing(rng)
+            verb, thing = rng.choice(_VERBS), draw_thing(rng)
         if not {name, thing} & taken:
             taken |= {name, thing}
             return name, verb, thing
 
 
-def _draw_thing(rng: random.Random) -> str:
+def draw_thing(rng: random.Random) -> str:
     """One or two words, none of them, and no key made of them, held out."""
     while True:
         draw = rng.random()
@@ -257,7 +257,7 @@ _INSTRUCTIONS = (
 
 def request(rng: random.Random, function: Function) -> str:
     """The user's words for a call of it."""
-    statement = state(rng, function.arguments, in_order=True)
+    statement = state(rng, function.said, in_order=True)
     draw = rng.random()
     if draw < 0.2 and len(function.parameters) == 1:  # or the values alone would not tell
         templates = _BY_VALUES
@@ -305,7 +305,7 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
         functions = [draw_function(rng, taken)]
     else:
         functions = [draw_function(rng, taken, most_parameters=2) for _ in range(2)]
-    messages = _preface(rng, setting, functions, python=rng.random() < 0.03)
+    messages = offer(rng, setting, functions, python=rng.random() < 0.03)
     for _ in range(MOST_EARLIER_CALLS if setting.effort is Effort.LOW else 0):
         if rng.random() > EARLIER_CALLS:
             break
@@ -315,7 +315,7 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
         messages += _small_sum(rng, setting.effort)
     else:
         chosen = rng.choice(functions)
-        messages += [user(request(rng, chosen)), *_thought(setting.effort, chosen), chosen.call]
+        messages += [user(request(rng, chosen)), *call_thought(setting.effort, chosen), chosen.call]
         if rng.random() < CARRIED_ON:
             messages += _confirmed(rng, chosen)
     return Lesson(Skill.CALL, Conversation(tuple(messages)))
@@ -323,7 +323,7 @@ def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
 
 def _with_new_values(rng: random.Random, function: Function) -> Function:
     parameters = tuple(with_new_value(rng, field) for field in function.parameters)
-    given = rng.random() < 0.3
+    given = rng.random() < 0.5
     return replace(function, parameters=parameters, given=given, order=_draw_order(rng))
 
 
@@ -331,7 +331,7 @@ def _confirmed(rng: random.Random, function: Function) -> list[Message]:
     return [tool_result(function.call, rng.choice(_DONE)), final("Done.")]
 
 
-def _preface(
+def offer(
     rng: random.Random, setting: Setting, functions: Sequence[Function], *, python: bool = False
 ) -> list[Message]:
     """System message and declarations. `python`: the Python tool stands there and is not wanted."""
@@ -342,7 +342,7 @@ def _preface(
     ]
 
 
-def _thought(effort: Effort, function: Function) -> list[Message]:
+def call_thought(effort: Effort, function: Function) -> list[Message]:
     """The analysis before a call."""
     match effort:
         case Effort.LOW:
@@ -364,236 +364,4 @@ def _small_sum(rng: random.Random, effort: Effort) -> list[Message]:
     return [user(question(rng, problem)), *solution(problem, effort)]
 
 
-# ---- results -----------------------------------------------------------------------------------
-
-
-RESULT = "It is {}."
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a tool gave back, and what follows from it."""
-
-    text: str
-    found: str
-    """The line of analysis that picks it out."""
-    answer: str
-
-
-_QUESTIONS = (
-    "What is the {thing} {where}?", "What is the {thing} {where}?", "what is the {thing} {where}",
-    "What's the {thing} {where}?", "Tell me the {thing} {where}.", "Give me the {thing} {where}.",
-    "How is the {thing} {where}?", "I need the {thing} {where}.", "{thing} {where}",
-    "{thing} {where}?", "Can you tell me the {thing} {where}?", "Do you know the {thing} {where}?",
-    "Find the {thing} {where}.", "Find out the {thing} {where}.", "Look up the {thing} {where}.",
-    "Please get the {thing} {where}.", "Which {thing} is there {where}?",
-    "Show me the {thing} {where}.", "I would like to know the {thing} {where}.",
-    "{Where}: what is the {thing}?", "{Where}, what is the {thing}?",
-    "I am looking for the {thing} {where}.",
-    "Check the {thing} {where}.", "Could you check the {thing} {where}?",
-    "The {thing} {where}, please.", "Say what the {thing} is {where}.",
-    "What does {f} say is the {thing} {where}?",
-    "Use {f}: what is the {thing} {where}?", "Ask {f} for the {thing} {where}.",
-    "Call {f} and tell me the {thing} {where}.", "What {thing} do we have {where}?",
-)  # fmt: skip
-
-_RETURNS = (
-    "Returns the {}.", "Gets the {}.", "Get the {}.", "Gives the {}.", "Looks up the {}.",
-    "Finds the {}.", "Reads the {}.", "The {}.", "Shows the {}", "Query the {}.", "Tells the {}.",
-)  # fmt: skip
-
-_READING_VERBS = ("get", "find", "read", "fetch", "check", "show", "lookup", "query")
-
-_PLAIN_KEYS = tuple(
-    key
-    for key in ("result", "value", "answer", "output", "data", "reading")
-    if not held_out_name(key)
-)
-"""Keys that say nothing of what they hold."""
-
-_ERRORS = (
-    "not found", "no such {w}", "unknown {w}", "timeout", "{w} not found", "no data for {v}",
-    "the {w} is closed", "the {w} is down", "access denied", "{w} is missing", "invalid {w}",
-    "no {w} for {v}", "too many {w} calls", "{v} is unknown", "cannot reach the {w}", "{w} {u}",
-    "the {w} has no {u}", "internal error", "rate limit reached", "{w} expired",
-    "no answer from {u}",
-)  # fmt: skip
-
-_TEXTS = (
-    "{thing}: {value}", "The {thing} is {value}.", "{Thing}: {value}", "{thing} = {value}",
-    "{value} ({thing})", "The {thing} {where} is {value}.", "{thing}\n{value}",
-    "{thing} is {value}", "{Thing} {where}: {value}", "Found {thing}: {value}",
-    "OK. {thing}: {value}",
-)  # fmt: skip
-
-
-def draw_result(rng: random.Random, setting: Setting) -> Lesson:
-    """A question, the call that it takes, the tool's output, and the answer read from it, or what
-    the tool said went wrong."""
-    return without_held_out_pairs(lambda: _draw_result(rng, setting))
-
-
-def _draw_result(rng: random.Random, setting: Setting) -> Lesson:
-    found = draw_finding(rng)
-    call = found.function.call
-    messages = [
-        *_preface(rng, setting, found.offered),
-        user(found.asked),
-        *_thought(setting.effort, found.function),
-        call,
-        tool_result(call, found.output.text),
-    ]
-    if setting.effort is Effort.HIGH:
-        messages.append(analysis(found.output.found))
-    messages.append(final(found.output.answer))
-    return Lesson(Skill.RESULT, Conversation(tuple(messages)))
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A question that takes a function's output to answer."""
-
-    asked: str
-    offered: tuple[Function, ...]
-    function: Function
-    """The one that is called."""
-    output: Output
-
-
-def draw_finding(rng: random.Random) -> Finding:
-    taken: set[str] = set()
-    several = rng.random() < 0.4
-    function = _reading_function(rng, taken, general=several)
-    offered = [function]
-    if rng.random() < 0.2:
-        offered.append(_reading_function(rng, taken, general=False))
-        rng.shuffle(offered)
-    thing = _unused_thing(rng, taken) if several else function.thing
-    where = _where(rng, function, general=several)
-    slots = {"thing": thing, "where": where, "Where": capitalized(where), "f": function.name}
-    asked = ask(rng, rng.choice(_QUESTIONS), **slots)
-    output = _draw_output(rng, thing, where, function, several=several)
-    return Finding(asked, tuple(offered), function, output)
-
-
-def _reading_function(rng: random.Random, taken: set[str], *, general: bool) -> Function:
-    """One that looks something up by one or two arguments. `general`: its thing is what is looked
-    up, of which the user wants one property; else its thing is what the user wants."""
-    thing = _unused_thing(rng, taken)
-    name = ""
-    if rng.random() < 0.5:
-        name = f"{rng.choice(_READING_VERBS)}_{thing.replace(' ', '_')}"
-    while not name or name in taken or held_out_name(name):
-        name = draw_identifier(rng, held_out=False)
-    taken.add(name)
-    own = {name}
-    parameters: list[Field] = []
-    for _ in range(1 if rng.random() < 0.75 else 2):
-        field = draw_enum(rng, own) if rng.random() < 0.05 else draw_field(rng, own)
-        while not isinstance(field.value, str) and rng.random() < 0.7:
-            field = draw_field(rng, own)
-        parameters.append(field)
-    comments = [f"The {words_of(f.name)}." if rng.random() < 0.2 else None for f in parameters]
-    description = rng.choice(_RETURNS).format(thing)
-    if general and rng.random() < 0.5:
-        description = f"{rng.choice(('All', 'Everything', 'Data'))} about the {thing}."
-    return Function(name, "get", thing, description, tuple(parameters), tuple(comments))
-
-
-def _unused_thing(rng: random.Random, taken: set[str]) -> str:
-    while (thing := _draw_thing(rng)) in taken:
-        pass
-    taken.add(thing)
-    return thing
-
-
-def _where(rng: random.Random, function: Function, *, general: bool) -> str:
-    """`in Oslo`, `for city Oslo`, `of the station with id 3`."""
-    statement = state(rng, function.arguments, in_order=True)
-    if general and rng.random() < 0.6:
-        styles = ("of the {thing} {values}", "of the {thing} with {phrases}", "of {thing} {values}")
-        style = rng.choice(styles)
-        return style.format(
-            thing=function.thing, values=statement.values, phrases=statement.phrases
-        )
-    alone = len(function.arguments) == 1
-    if alone and isinstance(function.arguments[0].value, str) and rng.random() < 0.6:
-        return f"{rng.choice(('in', 'of', 'for', 'at', 'on', 'from'))} {statement.values}"
-    return f"{rng.choice(('for', 'with', 'given', 'if I say', 'when we have'))} {statement.phrases}"
-
-
-def _draw_output(
-    rng: random.Random, thing: str, where: str, function: Function, *, several: bool
-) -> Output:
-    draw = rng.random()
-    if draw < 0.1:
-        return _failure(rng, function)
-    value = _draw_result_value(rng)
-    shown = bare(value)
-    found = (f"{thing} = {shown}", RESULT.format(shown))
-    key = _key_of(rng, thing)
-    if several:
-        return Output(_spelled(rng, _with_others(rng, key, value)), *found)
-    if draw < 0.55:
-        key = rng.choice(_PLAIN_KEYS) if rng.random() < 0.3 else key
-        return Output(_spelled(rng, {key: value}), *found)
-    if draw < 0.78:
-        return Output(json.dumps(value) if rng.random() < 0.3 else shown, *found)
-    text = rng.choice(_TEXTS).format(
-        thing=thing, Thing=capitalized(thing), value=shown, where=where
-    )
-    return Output(text, *found)
-
-
-def _failure(rng: random.Random, function: Function) -> Output:
-    words = [draw_word(rng, held_out=False) for _ in range(2)]
-    value = bare(function.arguments[0].value)
-    error = rng.choice(_ERRORS).format(w=words[0], u=words[1], v=value)
-    if rng.random() < 0.3:
-        error = capitalized(error)
-    return Output(_spelled(rng, {"error": error}), f"error = {error}", f"The tool failed: {error}.")
-
-
-def _draw_result_value(rng: random.Random) -> str | int | float | bool:
-    draw = rng.random()
-    if draw < 0.4:
-        return draw_string(rng)
-    if draw < 0.7:
-        return draw_integer(rng)
-    return json.loads(draw_number(rng)) if draw < 0.94 else rng.random() < 0.5
-
-
-def _key_of(rng: random.Random, thing: str) -> str:
-    """`tide level` as a key: `tide_level`, `tideLevel`, or as it is."""
-    first, *rest = thing.split()
-    draw = rng.random()
-    if draw < 0.65:
-        return "_".join([first, *rest])
-    return first + "".join(map(str.capitalize, rest)) if draw < 0.85 else thing
-
-
-def _with_others(rng: random.Random, key: str, value: Any) -> dict[str, Any]:
-    """The key among one or two others, in any order."""
-    taken = {key}
-    others = [draw_field(rng, taken) for _ in range(rng.choice((1, 1, 2)))]
-    pairs = [(key, value), *((field.name, field.value) for field in others)]
-    rng.shuffle(pairs)
-    return dict(pairs)
-
-
-def _spelled(rng: random.Random, document: dict[str, Any]) -> str:
-    """JSON with or without spaces, seldom over several lines."""
-    draw = rng.random()
-    if draw < 0.5:
-        return json.dumps(document)
-    return (
-        json.dumps(document, separators=(",", ":"))
-        if draw < 0.92
-        else json.dumps(document, indent=2)
-    )
-
-
-DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {
-    Skill.CALL: draw_call,
-    Skill.RESULT: draw_result,
-}
+DRAW: dict[Skill, Callable[[random.Random, Setting], Lesson]] = {Skill.CALL: draw_call}

@@ -87,7 +87,7 @@ def holds_held_out_pair(numbers: Iterable[int]) -> bool:
 _USUAL_NAMES = (
     "city", "days", "unit", "name", "count", "date", "limit", "query", "id", "title", "size",
     "price", "amount", "language", "user", "email", "width", "height", "colour", "level", "mode",
-    "start", "end", "from", "to", "hour", "year", "page", "path", "text", "topic", "place", "kind",
+    "start", "end", "hour", "year", "page", "path", "text", "topic", "place", "kind",
     "room", "speed", "currency", "active", "verbose", "number", "status", "age", "key", "tag",
 )  # fmt: skip
 """What parameters are often called."""
@@ -99,8 +99,8 @@ _PROPER = (
     "Lena", "Maria", "Nadia", "Omar", "Peter", "Rosa", "Sara", "Tom", "Vera", "Yusuf", "Zoe",
 )  # fmt: skip
 
-_YES = ("yes", "true", "on")
-_NO = ("no", "false", "off")
+_YES = ("true", "true", "true", "true", "yes", "on")
+_NO = ("false", "false", "false", "false", "no", "off")
 
 
 def draw_name(rng: random.Random, taken: set[str]) -> str:
@@ -220,20 +220,31 @@ def _adjective(rng: random.Random) -> str:
 # ---- saying ------------------------------------------------------------------------------------
 
 _PHRASES = (
-    "{p} = {v}", "{p} = {v}", "{p}={v}", "{p}: {v}", "{p}: {v}", "{p} {v}", "{p} {v}", "{p} {v}",
-    "{v} as {p}", "{v} as the {p}", "{v} for {p}", "{v} for the {p}", "{p} set to {v}",
-    "{p} of {v}", "a {p} of {v}", "{p} equal to {v}", "{p} being {v}", "the {p} {v}", "{p} ({v})",
-    "{v} ({p})", "{p} -> {v}", "{p} as {v}", "{p}, {v}", "{v} as its {p}", "for {p} {v}",
+    "{p} = {v}", "{p} = {v}", "{p}={v}", "{p}: {v}", "{p}: {v}", "{p} {v}", "{p} {v}",
+    "{p} set to {v}", "{p} of {v}", "a {p} of {v}", "{p} equal to {v}", "{p} being {v}",
+    "the {p} {v}", "{p} ({v})", "{p} -> {v}", "{p} as {v}", "{p}, {v}", "for {p} {v}",
 )  # fmt: skip
 """Ways to give one value that can stand after `with`."""
 
+_PHRASES_FROM_VALUE = (
+    "{v} as {p}", "{v} as the {p}", "{v} for {p}", "{v} for the {p}", "{v} ({p})",
+    "{v} as its {p}",
+)  # fmt: skip
+
 _CLAUSES = (
-    "the {p} is {v}", "the {p} is {v}", "{p} is {v}", "{p} should be {v}", "the {p} should be {v}",
-    "set {p} to {v}", "use {v} as {p}", "use {v} for {p}", "{v} is the {p}", "the {p} must be {v}",
-    "for {p} take {v}", "{p} has to be {v}", "put {v} into {p}", "take {v} as the {p}",
-    "as {p} use {v}", "let {p} be {v}",
+    "the {p} is {v}", "the {p} is {v}", "{p} is {v}", "{p} is {v}", "{p} should be {v}",
+    "the {p} should be {v}", "set {p} to {v}", "the {p} must be {v}", "for {p} take {v}",
+    "{p} has to be {v}", "as {p} use {v}", "let {p} be {v}", "its {p} is {v}", "{p} equals {v}",
 )  # fmt: skip
 """Ways to give one value that are sentences."""
+
+_CLAUSES_FROM_VALUE = (
+    "use {v} as {p}", "use {v} for {p}", "{v} is the {p}", "put {v} into {p}",
+    "take {v} as the {p}",
+)  # fmt: skip
+
+FROM_VALUE = 0.1
+"""Share of the statements in which values stand before their names."""
 
 _LINES = ("- {p}: {v}", "{p}: {v}", "{p} = {v}", "* {p} = {v}", "- {p} is {v}", "{p} {v}")
 
@@ -261,11 +272,11 @@ class Statement:
 def state(
     rng: random.Random, fields: Sequence[Field], *, exact: bool = False, in_order: bool = False
 ) -> Statement:
-    """Says the values in any order or `in_order`, one time in twelve with `tide level` for
+    """Says the values in any order or `in_order`, one time in thirty with `tide level` for
     `tide_level`; `exact`: in the order and under the names of the fields, for where nothing else
     tells these."""
     quote = rng.choice(_QUOTES)
-    spaced = not exact and rng.random() < 0.08
+    spaced = not exact and rng.random() < 0.03
     pairs = [
         (words_of(f.name) if spaced else f.name, quoted(f.said, quote, f.kind)) for f in fields
     ]
@@ -276,7 +287,9 @@ def state(
     def each(style: str) -> list[str]:
         return [style.format(p=name, v=value) for name, value in pairs]
 
-    phrase, clause = rng.choice(_PHRASES), rng.choice(_CLAUSES)
+    from_value = rng.random() < FROM_VALUE
+    phrase = rng.choice(_PHRASES_FROM_VALUE if from_value else _PHRASES)
+    clause = rng.choice(_CLAUSES_FROM_VALUE if from_value else _CLAUSES)
     phrases, clauses = each(phrase), joined(rng, each(clause))
     return Statement(
         phrases=" and ".join(phrases) if "," in phrase else joined(rng, phrases),
