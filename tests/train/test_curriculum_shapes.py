@@ -161,9 +161,9 @@ def test_the_shares_and_how_many_ways_there_are_to_ask():
             schema += 1
         else:
             told += 1
-    assert told / COUNT == pytest.approx(0.2, abs=0.025)
-    assert schema / COUNT == pytest.approx(0.2, abs=0.025)
-    assert len(asked) > 0.7 * 0.6 * COUNT
+    assert told / COUNT == pytest.approx(0.25, abs=0.025)
+    assert schema / COUNT == pytest.approx(0.33, abs=0.025)
+    assert len(asked) > 0.7 * 0.42 * COUNT
 
 
 def test_nothing_that_is_held_out_and_every_lesson_renders():

@@ -98,7 +98,7 @@ def _declarations(functions: list[Function]) -> str:
 def _draw_shape(rng: random.Random) -> Drill:
     keys = draw_keys(rng)
     answer = json.dumps({key.name: key.value for key in keys}, ensure_ascii=False) + "\n"
-    if rng.random() < 0.8:
+    if rng.random() < 0.6:
         return f"{user_request(rng, keys)}\n", answer
     section = response_formats_section([draw_format(rng, keys)])
     return f"{section}\n{values_alone(rng, keys)}\n", answer

@@ -262,8 +262,8 @@ def _slots(rng: random.Random, keys: Sequence[Key], *, exact: bool) -> dict[str,
 
 
 def draw_shape(rng: random.Random, setting: Setting) -> Lesson:
-    """The shape comes from the user (three out of five), from the developer's instructions, or as a
-    response format with a schema; the last message is the JSON object."""
+    """The shape comes from the user (two times out of five), from the developer's instructions, or
+    as a response format with a schema (a third); the last message is the JSON object."""
     return without_held_out_pairs(lambda: _draw_shape(rng, setting))
 
 
@@ -271,10 +271,10 @@ def _draw_shape(rng: random.Random, setting: Setting) -> Lesson:
     keys = draw_keys(rng)
     messages = [system_message(rng, setting)]
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.42:
         messages.append(user(user_request(rng, keys)))
     else:
-        told = _instructed(rng, keys) if draw < 0.8 else _formatted(rng, keys)
+        told = _instructed(rng, keys) if draw < 0.67 else _formatted(rng, keys)
         messages += [told, user(values_alone(rng, keys))]
     answer = json.dumps({key.name: key.value for key in keys}, ensure_ascii=False)
     messages += [*_thought(setting.effort, keys), final(answer)]

@@ -154,6 +154,9 @@ I [have|own|bought|found|counted|made|got|see|sold] {a} {noun}s and {b} more. [H
 [First|On Monday|Yesterday|This morning] {a} {noun}s [came|were sold|were made|arrived], [later|
   on Friday|today|at night] {b}. How many [in all|together|were it]?
 The {noun} costs {a} and the {noun} {b}. What do [both|they] cost?
+[I|We|{friend}] [ran|drove|swam|read|wrote|baked|sent|saw|planted] {a} {noun}s [at first|last week|
+  in spring|by noon] and {b} [then|this week|in autumn|after that]. [How many is that in total|
+  What is it in all|And altogether]?
 """),
     "−": lines("""
 What is the difference [of|between] {a} and {b}?
