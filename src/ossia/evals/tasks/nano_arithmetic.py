@@ -43,42 +43,54 @@ _SYMBOLS = {"+": ("+",), "-": ("-", "−"), "*": ("×", "*", "x", "·")}
 
 # {sum} is the sum in symbols; {words} the same in words.
 _ASKED = (
-    "I need the value of {sum}.",
-    "{sum} is how much?",
-    "Tell me the result of {sum}, please.",
-    "Do you know what {sum} makes?",
-    "Work this out for me: {sum}",
-    "My homework says {sum}. What do I write down?",
-    "Evaluate {sum}.",
-    "Let me have the total for {sum}.",
-    "{sum} = ?",
-    "Please solve: {sum}",
-    "If you calculate {sum}, what do you get?",
-    "I get stuck at {sum}, can you finish it?",
-    "How much is {words}?",
-    "Could you tell me what {words} comes to?",
-    "Give me {words} as a number.",
-    "Quick one: {words}",
+    "Can you run the numbers on {sum}?",
+    "Fill in the blank: {sum} = ___",
+    "I wrote {sum} on a napkin. Which value belongs under it?",
+    "We can't agree on {sum}. Please settle it with the correct value.",
+    "Crunch {sum} for me, would you?",
+    "I'd like the final figure for {sum}.",
+    "Which number goes after the equals sign here? {sum} =",
+    "Simplify {sum} to one number.",
+    "Time for some mental arithmetic! {sum}",
+    "My receipt shows {sum}. Which amount should be printed at the bottom?",
+    "If a spreadsheet cell holds {sum}, which value does it display?",
+    "I keep getting {sum} wrong. What should my answer have been?",
+    "One thing missing from my notes: {words}. Can you supply it?",
+    "Our accountant is waiting for {words}. Which number can I send her?",
+    "In digits, please: {words}.",
+    "Can you put a figure on {words}?",
 )
 
 _WORDS = {
-    "+": ("{a} plus {b}", "the sum of {a} and {b}", "{b} added to {a}"),
-    "-": ("{a} minus {b}", "{a} take away {b}", "{b} subtracted from {a}"),
-    "*": ("{a} times {b}", "the product of {a} and {b}", "{a} multiplied by {b}"),
+    "+": (
+        "{a} topped up with {b}",
+        "the number you reach by adding {a} and {b}",
+        "the number that {a} plus {b} adds up to",
+    ),
+    "-": (
+        "{a} with {b} knocked off",
+        "the number you reach by deducting {b} from {a}",
+        "the number that {a} minus {b} leaves",
+    ),
+    "*": (
+        "{a} lots of {b}",
+        "the number you reach by multiplying {a} and {b}",
+        "the number that {a} times {b} amounts to",
+    ),
 }
 
 _STORIES = {
     "+": (
-        "There are {a} pears in one crate and {b} in another. How many pears are there?",
-        "I walked {a} steps before lunch and {b} after it. How many steps is that?",
+        "The advert got {a} clicks in May and {b} in June. How many clicks came over that period?",
+        "The way out was {a} metres and the way back {b}. How long was the whole hike?",
     ),
     "-": (
-        "A shelf held {a} jars and {b} were sold. What is {a} - {b}?",
-        "What is left when {b} is removed from {a}?",
+        "The hall seats {a} and {b} places are taken. How many places are still free?",
+        "My account showed {a} euros until I paid {b} for the repair. What does it show now?",
     ),
     "*": (
-        "{a} rows with {b} seats each: how many seats?",
-        "One ticket costs {a} and we need {b} of them. What do we pay?",
+        "A truck carries {a} boxes that weigh {b} kilos each. What do all the boxes weigh?",
+        "A printer makes {a} copies an hour. How many copies does it make in {b} hours?",
     ),
 }
 
@@ -94,7 +106,7 @@ def phrase(rng: random.Random, s: Sum) -> str:
     words = rng.choice(_WORDS[s.operator]).format(a=s.a, b=s.b)
     if s.then:
         symbols += f" {rng.choice(_SYMBOLS[s.then])} {s.c}"
-        words += f", {'plus' if s.then == '+' else 'minus'} {s.c}"
+        words += f", with {s.c} {'added to' if s.then == '+' else 'removed from'} that"
     return form.format(sum=symbols, words=words, a=s.a, b=s.b)
 
 

@@ -17,30 +17,35 @@ from ossia.harmony.messages import DeveloperContent, Message, ResponseFormat, Ro
 
 _KINDS = ("string", "string", "integer", "number", "boolean")
 
-# {facts}: `a is 1, b is true`; {keys}: `a, b`; {typed}: `a (integer), b (boolean)`.
+# {facts}: `a => 1, b => true`; {keys}: `a, b`; {typed}: `a (integer), b (boolean)`.
 _BY_USER = (
-    "I need a JSON object with the keys {keys}, in that order, and nothing else. {facts}.",
-    "Put this into JSON, keys {keys}: {facts}.",
-    "{facts}. Write that as one JSON object whose keys are {keys}.",
-    "Only JSON, please, with {keys} as the keys: {facts}.",
-    "Turn the following into a JSON object ({keys}): {facts}",
-    "Make me a JSON object from these facts. Keys: {keys}. Facts: {facts}.",
-    "Respond in JSON with {keys}. Here is what goes in: {facts}.",
+    "Some data: {facts}. Make it valid JSON, just one object, fields {keys} in that sequence.",
+    "For my config file: {facts}. Send back just the JSON object ({keys}, ordered like this).",
+    "An object in JSON notation is what I'm after. Members: {keys}. Contents: {facts}.",
+    "Build the JSON for {keys} out of this: {facts}. Don't explain it.",
+    "My parser takes raw JSON only. It expects {keys}, in this sequence. The input: {facts}.",
+    "{facts}. As a JSON record with {keys}, how does that look? Skip any other text.",
+    "Please serialise these values to JSON under {keys}: {facts}",
 )
 _BY_DEVELOPER = (
-    "Reply with nothing but a JSON object that has the keys {typed}, in this order.",
-    "Every reply is one JSON object. Its keys, in order: {typed}.",
-    "Take {keys} from what the user says and reply in JSON with these keys, in this order.",
-    "The output must be JSON: {typed}. No other text.",
+    "A program reads your replies, so send a bare JSON object made of {typed}, in that sequence.",
+    "Collect {keys} from each message and send them back as JSON, sequence unchanged, uncommented.",
+    "Replies are machine-read JSON objects and nothing more. Members and their types: {typed}.",
+    "Pull out {typed}. Your whole reply is the JSON object that holds them.",
 )
 _FACTS = (
-    "{facts}.",
-    "Here are the facts: {facts}",
-    "Today {facts}.",
-    "So: {facts}, that is all.",
-    "{facts}, please.",
+    "This just came in: {facts}.",
+    "For the record, {facts}.",
+    "My entry: {facts}",
+    "{facts}. Nothing else to report.",
+    "{facts}, thanks.",
 )
-_FACT = ("{key} is {value}", "{key} = {value}", "{key}: {value}", "the {key} is {value}")
+_FACT = (
+    "{key} has the value {value}",
+    "{key} => {value}",
+    "{key} was entered as {value}",
+    "under {key} goes {value}",
+)
 
 
 def draw_shape(rng: random.Random) -> Example:

@@ -27,21 +27,21 @@ from ossia.harmony.messages import (
 )
 
 _DOES = (
-    "Looks up the {noun} of a {thing}",
-    "Stores a new {noun} for the {thing}",
-    "Turns the {noun} of the {thing} on or off",
-    "Counts the {adjective} {noun}s near a {thing}",
-    "Sends a {adjective} {noun} to the {thing}",
-    "Reports how {adjective} the {noun} is",
-    "Moves the {noun} next to the {thing}",
-    "Fetches the latest {noun} from the {thing}",
+    "Measures the {noun} inside the {thing}",
+    "Drops an old {noun} from the {thing}",
+    "Compares the {noun} with the one in the {thing}",
+    "Collects every {adjective} {noun} in the {thing}",
+    "Checks whether the {noun} is {adjective} enough for the {thing}",
+    "Copies the {noun} over to the {thing}",
+    "Estimates when the {noun} will reach the {thing}",
+    "Renames the {noun} that belongs to the {thing}",
 )
 
 _PARAMETER = (
-    "The {noun} to use.",
-    "Which {noun} is meant.",
-    "How {adjective} it is to be.",
-    "Of the {noun}.",
+    "The {noun} in question.",
+    "Needed for every {noun}.",
+    "Decides how {adjective} the outcome is.",
+    "Belongs to the {noun}.",
     "",
 )
 
@@ -131,21 +131,21 @@ def _parameter(rng: random.Random, name: str) -> Parameter:
 # {equal}: `a = 1 and b = 2`; {of}: `a of 1, b of 2`; {is_}: `a is 1, b is 2`; {bare}: `a 1, b 2`;
 # {code}: `a=1, b=2`; {does}: what the function's description says it does, in lower case.
 _BY_NAME = (
-    "Please run {name} with {equal}.",
-    "{name}: {bare}",
-    "Do {name}({code}) for me.",
-    "I want you to execute `{name}`, where {is_}.",
-    "Could you invoke {name} using {equal}?",
-    "Start {name} now; {is_}.",
-    "Let {name} run with {of}.",
-    "We need a call to {name}. Values: {bare}.",
-    "Trigger {name} for {equal}, please.",
-    "{equal} - pass that to {name}.",
+    "Fire off {name} with {equal}.",
+    "Kick off {name}; as for the input, {is_}.",
+    "Go ahead with {name}({code}).",
+    "Put `{name}` to work for me: {is_}.",
+    "Could {name} be called for me? The arguments: {bare}.",
+    "Hand this over to {name} and launch it: {equal}.",
+    "Get it done through {name}, with {of}.",
+    "My workflow needs {name} at this point. Its parameters: {bare}.",
+    "Is {name} available? Apply it to {equal}.",
+    "{equal} - those are meant for {name}, please send them off.",
 )
 _BY_DESCRIPTION = (
-    "Use the function that {does}: {is_}.",
-    "There is a function that {does}. Run it with {equal}.",
-    "Can you run what {does}? {bare}.",
+    "One of your tools {does}. I want that done now: {is_}.",
+    "Whichever function {does}, call it for me with {equal}.",
+    "I'm after the thing that {does}. Its inputs would be {bare}.",
 )
 
 
@@ -201,10 +201,10 @@ def _kind_of(schema: Mapping[str, Any]) -> str:
 # ---- results -----------------------------------------------------------------------------------
 
 _WANTED = (
-    "{request} Then tell me the {key}.",
-    "{request} What {key} comes back?",
-    "I would like to know the {key}. {request}",
-    "{request} And which {key} does it give?",
+    "{request} Afterwards I need to hear the {key} it reported.",
+    "{request} From what it sends back, pick out the {key} for me.",
+    "What I'm asking for is the {key} in the output. {request}",
+    "{request} All that interests me in the result is the {key}.",
 )
 
 
