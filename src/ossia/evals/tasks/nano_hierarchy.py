@@ -31,7 +31,7 @@ def _user(text: str) -> Message:
 
 
 def _word(rng: random.Random, *others: str) -> str:
-    """A held-out word that no ordinary text holds by chance."""
+    """A held-out word, made up or an ordinary noun, of five letters and more."""
     while len(word := draw_word(rng, held_out=True)) < 5 or word in others:
         pass
     return word

@@ -239,7 +239,9 @@ def draw_result(rng: random.Random) -> Example:
 def _overlap(value: Any, values: Mapping[str, Any]) -> bool:
     """Whether one of the values could be taken for part of this one."""
     words = set(str(value).lower().split())
-    return any(words & set(str(other).lower().split()) for other in values.values())
+    return any(
+        value == other or words & set(str(other).lower().split()) for other in values.values()
+    )
 
 
 def _sentence(text: str) -> str:
