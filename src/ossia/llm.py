@@ -18,9 +18,12 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from ossia.agent.blocking import BlockingRunner
+from ossia.agent.budget import Budget
 from ossia.agent.events import Turn, TurnEnd, TurnEvent
+from ossia.agent.history import History
 from ossia.agent.stop_strings import StopStrings
 from ossia.agent.turn import run_turn
+from ossia.agent.watchdog import RepetitionLimits
 from ossia.engine.async_engine import AsyncEngine
 from ossia.engine.config import EngineConfig
 from ossia.engine.engine import Engine
@@ -44,6 +47,8 @@ Prompt = str | Sequence[int]
 Messages = str | Conversation | Sequence[Message | Mapping[str, Any]]
 
 
+DEFAULT_REPETITION = RepetitionLimits()
+
 CLOSE_TIMEOUT_S = 2.0
 """How long `LLM.close` waits for the step in progress."""
 
@@ -57,6 +62,12 @@ class ChatOptions(TypedDict, total=False):
     date: datetime.date | str | None
     sampling: SamplingParams | None
     stop: Sequence[str]
+    reasoning_budget: int | None
+    answer_reserve: int
+    repetition: RepetitionLimits | None
+    exact_history: bool
+    scope: str
+    message_ids: Mapping[int, str] | None
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -133,14 +144,19 @@ class LLM:
         engine: AsyncEngine,
         card: ModelCard,
         kernels_name: str,
+        context: int | None = None,
     ) -> None:
+        """`context`: the most tokens that the engine takes, prompt and answer together."""
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
         self.card = card
         self.kernels_name = kernels_name
         self.default_sampling = _default_sampling(generation, tokenizer)
+        self.history = History()
+        """The tokens of earlier turns, for when their messages come back."""
         self._engine = engine
+        self._context = context
         self._blocking = BlockingRunner()
 
     # -- Conversation --------------------------------------------------------------------------
@@ -209,6 +225,12 @@ class LLM:
         date: datetime.date | str | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
+        reasoning_budget: int | None = None,
+        answer_reserve: int = 0,
+        repetition: RepetitionLimits | None = DEFAULT_REPETITION,
+        exact_history: bool = True,
+        scope: str = "",
+        message_ids: Mapping[int, str] | None = None,
     ) -> AsyncGenerator[TurnEvent, None]:
         """`stream_chat` for asynchronous callers.
 
@@ -217,6 +239,13 @@ class LLM:
         `Turn.tool_calls`, nothing is run. `sampling` defaults to `default_sampling`; its stop
         tokens come on top of the model's own. `stop` are strings before which the answer (not the
         reasoning) ends.
+
+        `reasoning_budget`: tokens of reasoning after which the model is led on to its answer;
+        `answer_reserve`: tokens of `max_tokens` and of the context that are kept for the answer, so
+        that a bound never leaves none. `repetition`: when a turn that goes in circles is ended,
+        None for never. `exact_history`: earlier turns of this `scope` (whoever must not see what
+        others wrote) stand in the prompt in the tokens that the model wrote; `message_ids` are ids
+        of messages, by index into the whole conversation, where they have any.
 
         Raises ConversationError for what cannot be rendered, RequestError for what the engine
         refuses, such as a prompt longer than the context.
@@ -230,6 +259,12 @@ class LLM:
             conversation,
             sampling=self._sampling(sampling),
             stop=stop,
+            budget=Budget(reasoning_budget, answer_reserve),
+            repetition=repetition,
+            context=self._context,
+            history=self.history if exact_history else None,
+            scope=scope,
+            message_ids=message_ids,
         )
 
     # -- Raw completion ------------------------------------------------------------------------
@@ -397,14 +432,16 @@ def load_opened(opened: OpenedModel, *, progress: Callable[[int, int], None] | N
     checkpoint, kernels = opened.checkpoint, opened.kernels
     assert opened.tokenizer is not None
     weights = opened.prepare(progress)
+    engine = Engine.for_model(checkpoint.config, kernels, weights, opened.engine)
     return LLM(
         name=opened.name,
         config=checkpoint.config,
         generation=checkpoint.generation,
         tokenizer=opened.tokenizer,
-        engine=AsyncEngine(Engine.for_model(checkpoint.config, kernels, weights, opened.engine)),
+        engine=AsyncEngine(engine),
         card=ModelCard.read(checkpoint.folder),
         kernels_name=kernels.name,
+        context=engine.plan.context,
     )
 
 

@@ -20,8 +20,10 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """`max_tokens`, or the model's context, was reached."""
     CANCELLED = "cancelled"
+    NAN = "nan"
+    """No token can be drawn: the logits hold NaN or allow none."""
     ERROR = "error"
-    """The step failed or the logits held NaN; `diagnostics` says what happened."""
+    """The step failed; `diagnostics` says what happened."""
 
 
 @dataclass(frozen=True)
