@@ -31,7 +31,7 @@ from ossia.harmony.messages import (
     ToolNamespace,
 )
 from ossia.harmony.render import Drop, render_for_completion
-from scripted import ScriptedEngine, small_tokenizer, tokens_of
+from scripted import ScriptedEngine, oddly_tokenized, small_tokenizer, tokens_of
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
@@ -244,3 +244,52 @@ def test_leaving_early_closes_the_request() -> None:
 
     asyncio.run(leave())
     assert engine.open_streams == 0
+
+
+# -- Stop strings on what is shown ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_a_stop_string_over_several_tokens(chunk: int) -> None:
+    text = f"{FINAL.removeprefix('<|start|>assistant')}no stop here, stop there<|return|>"
+    ids = oddly_tokenized(TOKENIZER, text, 3)
+    engine = ScriptedEngine(ids, chunk=chunk)
+    turn = last_turn(engine, stop=["stop t"])
+    assert turn.content == "no stop here, "
+
+
+def last_turn(engine: ScriptedEngine, stop: Sequence[str]) -> Turn:
+    async def last() -> Turn:
+        stream = run_turn(engine, TOKENIZER, conversation(), sampling=SAMPLING, stop=stop)
+        events = [event async for event in stream]
+        assert isinstance(events[-1], TurnEnd)
+        return events[-1].turn
+
+    return asyncio.run(last())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize("stop", ["one.\n\nT", "\n\n", "e.\n\nTwo."])
+def test_a_stop_string_over_two_messages_of_the_answer(stop: str, chunk: int) -> None:
+    """Between them stands a blank line, which is shown, so it counts."""
+    completion = f"{ANALYSIS}x<|end|>{FINAL}Well, one.<|end|>{FINAL}Two. Three.<|return|>"
+    events, turn, _ = take_turn(completion, stop=[stop], chunk=chunk)
+    shown = "Well, one.\n\nTwo. Three."
+    shown = shown[: shown.index(stop)]
+    assert joined(events, TextDelta) == turn.content == shown
+    # What goes on in the conversation is what was shown, as one message.
+    assert [m.text for m in turn.messages] == ["x", shown]
+    assert turn.finish is TurnFinish.STOP
+
+
+def test_two_messages_of_the_answer_are_shown_whole_without_a_hit() -> None:
+    completion = f"{FINAL}One.\n<|end|>{FINAL}\nTwo.<|return|>"
+    _, turn, _ = take_turn(completion, stop=["\n\n\n\n\n"])
+    assert turn.content == "One.\n\n\n\nTwo."
+
+
+@pytest.mark.parametrize("stop", ["assistant", "<|end|>", "final", "analysis", "<|"])
+def test_headers_and_control_tokens_are_not_searched(stop: str) -> None:
+    completion = f"{ANALYSIS}think<|end|>{FINAL}Answer.<|return|>"
+    _, turn, _ = take_turn(completion, stop=[stop])
+    assert turn.content == "Answer."

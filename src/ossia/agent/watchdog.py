@@ -53,19 +53,22 @@ class Watchdog:
     def feed(self, token_id: int) -> str | None:
         """Take a token; the repetition, in one clause, when it has become one."""
         at, self._count = self._count, self._count + 1
-        places = self._places[token_id]
-        repeated = self._repeated
-        self._repeated = {at - place: repeated.get(at - place, 0) + 1 for place in places}
+        places, before = self._places[token_id], self._repeated
+        self._repeated = {at - place: before.get(at - place, 0) + 1 for place in places}
         if len(self._recent) == self._limits.max_period:
             self._forget(self._recent[0])
         self._recent.append(token_id)
-        places.append(at)
-        # Two periods of one long run are multiples of a shorter one, which is met first here.
-        for period, count in reversed(self._repeated.items()):
-            if count >= self._limits.min_tokens:
-                if self._is_circle(period, count):
-                    return f"{period} tokens came again {count // period} times in a row"
-                return None
+        self._places[token_id].append(at)
+        without_words: list[int] = []
+        for period, count in reversed(self._repeated.items()):  # the shortest first
+            if count < max(self._limits.min_tokens, self._limits.min_repeats * period):
+                continue
+            enough = period == 1 or count >= self._limits.min_tokens_without_words
+            # Most of a run's periods are multiples of its shortest: they say the same.
+            known = any(period % other == 0 for other in without_words)
+            if enough or (not known and self._holds_words(period)):
+                return f"{period} tokens came again {count // period} times in a row"
+            without_words.append(period)
         return None
 
     def _forget(self, token_id: int) -> None:
@@ -74,11 +77,10 @@ class Watchdog:
         if not places:
             del self._places[token_id]
 
-    def _is_circle(self, period: int, count: int) -> bool:
-        limits = self._limits
-        if count < limits.min_repeats * period:
-            return False
-        if period == 1 or count >= limits.min_tokens_without_words:
-            return True
-        words = _WORD.findall(self._tokenizer.decode(list(self._recent)[-period:]))
-        return any(word.lower() not in _VALUES for word in words)
+    def _holds_words(self, period: int) -> bool:
+        # Twice, because the circle may begin inside a word; what touches an end may be a part.
+        text = self._tokenizer.decode(list(self._recent)[-period:] * 2)
+        return any(
+            word.start() > 0 and word.end() < len(text) and word[0].lower() not in _VALUES
+            for word in _WORD.finditer(text)
+        )
