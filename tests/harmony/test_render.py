@@ -493,7 +493,7 @@ def test_goldens_have_no_strays() -> None:
 def retokenized(tokenizer: Tokenizer, ids: Sequence[int], rng: random.Random) -> list[int]:
     """The same bytes, ordinary text cut elsewhere than the encoder does."""
     out: list[int] = []
-    for is_control, text in segments(tokenizer, ids):
+    for is_control, text in segments(tokenizer, ids)[:-1]:  # without its sentinel
         if is_control:
             out.append(tokenizer.encode_control(text))
             continue
@@ -516,7 +516,6 @@ def test_sampled_messages_stand_in_the_prompt_as_they_are(drop: Drop, scrambled:
         if message.role is Role.ASSISTANT:
             ids = render_message(tokenizer, message).token_ids
             sampled[i] = retokenized(tokenizer, ids, rng)
-            assert sampled[i] != list(ids) or len(message.text) < 3
             if rng.random() < 0.5:  # as the first message of a generation, without its start
                 at = next(n for n, t in enumerate(sampled[i][1:], 1) if tokenizer.is_control(t))
                 header = tokenizer.decode(sampled[i][1:at])

@@ -18,13 +18,14 @@ from ossia.agent.history import History, Recalled
 from ossia.agent.watchdog import RepetitionLimits
 from ossia.agent.writer import Phase, TurnWriter
 from ossia.engine.request import Request, SamplingParams, TokenOutput
+from ossia.errors import ConversationError
 from ossia.harmony.messages import (
     Conversation,
     DeveloperContent,
     SystemContent,
     ToolNamespace,
 )
-from ossia.harmony.render import render_for_completion
+from ossia.harmony.render import Rendered, render_for_completion
 from ossia.harmony.tokenizer import Tokenizer
 
 MAX_IN_BAND_ANSWERS = 2
@@ -95,9 +96,13 @@ async def run_turn(
         notes=_notes(sampling, known),
     )
     answers_left = MAX_IN_BAND_ANSWERS
-    prompt_ids = writer.begin(_prompt(tokenizer, known, writer), may_answer=answers_left > 0)
+    try:
+        prompt = writer.begin(_prompt(tokenizer, known, writer), may_answer=answers_left > 0)
+    except ConversationError:
+        render_for_completion(tokenizer, conversation)  # names the message by the caller's count
+        raise
     while writer.phase is not Phase.ENDED:
-        request = Request(f"turn-{uuid.uuid4().hex}", prompt_ids, writer.remaining_sampling())
+        request = Request(f"turn-{uuid.uuid4().hex}", prompt.token_ids, writer.remaining_sampling())
         stream = engine.generate(request)
         try:
             async for output in stream:
@@ -110,17 +115,15 @@ async def run_turn(
         finally:
             await stream.aclose()
         if writer.phase is Phase.LED_ON:
-            prompt_ids = writer.resume()
+            prompt = writer.resume()
         elif writer.phase is Phase.ANSWERED_IN_BAND:
             if history is not None:
                 history.remember(scope, writer.take_step())
             answers_left -= 1
-            prompt_ids = writer.begin(
-                _prompt(tokenizer, known, writer), may_answer=answers_left > 0
-            )
+            prompt = writer.begin(_prompt(tokenizer, known, writer), may_answer=answers_left > 0)
 
 
-def _prompt(tokenizer: Tokenizer, known: Recalled, writer: TurnWriter) -> tuple[int, ...]:
+def _prompt(tokenizer: Tokenizer, known: Recalled, writer: TurnWriter) -> Rendered:
     """The conversation and the turn so far, in the model's own tokens as far as they are known."""
     before = known.conversation.messages
     sampled = dict(known.sampled)
@@ -128,7 +131,7 @@ def _prompt(tokenizer: Tokenizer, known: Recalled, writer: TurnWriter) -> tuple[
         if written.token_ids is not None:
             sampled[index] = written.token_ids
     asked = Conversation((*before, *(written.message for written in writer.written)))
-    return render_for_completion(tokenizer, asked, sampled=sampled).token_ids
+    return render_for_completion(tokenizer, asked, sampled=sampled)
 
 
 def _notes(sampling: SamplingParams, known: Recalled) -> Iterator[Diagnostic]:

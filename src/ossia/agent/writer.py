@@ -45,6 +45,7 @@ from ossia.harmony.events import (
 )
 from ossia.harmony.messages import Channel, Message, Role, ToolNamespace
 from ossia.harmony.parser import HarmonyParser
+from ossia.harmony.render import Rendered
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.harmony.turn import MESSAGE_SEPARATOR
 
@@ -115,13 +116,13 @@ class TurnWriter:
 
     # -- Generations ---------------------------------------------------------------------------
 
-    def begin(self, prompt_ids: tuple[int, ...], *, may_answer: bool) -> tuple[int, ...]:
+    def begin(self, prompt: Rendered, *, may_answer: bool) -> Rendered:
         """A generation begins with this prompt, which is returned. `may_answer`: a further one may
         follow to answer in-band.
         """
         if self._usage is None:
-            self._usage = Usage(len(prompt_ids), 0)
-        self._prompt_ids = prompt_ids
+            self._usage = Usage(len(prompt.token_ids), 0)
+        self._prompt = prompt
         self._parser = HarmonyParser(self._tokenizer, tools=self._tools)
         self._sampled: list[SampledToken] = []
         """The parser's tokens, when log-probabilities are asked for."""
@@ -132,12 +133,14 @@ class TurnWriter:
         self._begin = 0
         self._repaired = False
         self.phase = Phase.GENERATING
-        return prompt_ids
+        return prompt
 
-    def resume(self) -> tuple[int, ...]:
+    def resume(self) -> Rendered:
         """The generation goes on after it was led on; the prompt that it goes on with."""
         self.phase = Phase.GENERATING
-        return (*self._prompt_ids, *self._parser.tokens)
+        token_ids = (*self._prompt.token_ids, *self._parser.tokens)
+        end = len(token_ids) - len(self._lead) + 1  # behind the lead's first token, `<|end|>`
+        return Rendered(token_ids, (*self._prompt.boundaries, end))
 
     def remaining_sampling(self) -> SamplingParams:
         """The sampling with the tokens that the turn has used so far taken off its bound."""
@@ -255,7 +258,7 @@ class TurnWriter:
         if self._sampling.max_tokens is not None:
             bounds.append(self._sampling.max_tokens - len(self._token_ids))
         if self._context is not None:
-            used = len(self._prompt_ids) + len(self._parser.tokens)
+            used = len(self._prompt.token_ids) + len(self._parser.tokens)
             bounds.append(self._context - used)
         return min(bounds, default=None)
 
