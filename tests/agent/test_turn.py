@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
@@ -19,7 +19,7 @@ from ossia.agent.events import (
     TurnFinish,
 )
 from ossia.agent.turn import run_turn
-from ossia.engine.request import SamplingParams
+from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
 from ossia.errors import ConversationError
 from ossia.harmony.messages import (
     Conversation,
@@ -293,3 +293,17 @@ def test_headers_and_control_tokens_are_not_searched(stop: str) -> None:
     completion = f"{ANALYSIS}think<|end|>{FINAL}Answer.<|return|>"
     _, turn, _ = take_turn(completion, stop=[stop])
     assert turn.content == "Answer."
+
+
+@pytest.mark.parametrize("reason", FinishReason)
+def test_every_end_of_a_generation_ends_the_turn(reason: FinishReason) -> None:
+    class Ending(ScriptedEngine):
+        async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+            ids = tuple(tokens_of(TOKENIZER, f"{ANALYSIS}x<|end|>{FINAL}Half an"))
+            yield TokenOutput(request.request_id, ids)
+            yield TokenOutput(request.request_id, diagnostics=("Why.",), finish_reason=reason)
+
+    turn = last_turn(Ending(), stop=[])
+    assert turn.finish == reason.value and turn.content == "Half an"
+    assert turn.finish.failed is reason.failed
+    assert "Why." in [line.text for line in turn.diagnostics]

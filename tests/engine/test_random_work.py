@@ -131,7 +131,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert answer[: len(tokens)] == tokens
             if reason is FinishReason.CANCELLED:
                 assert name in self.cancelled
-            elif reason is FinishReason.ERROR:
+            elif reason.failed:
                 assert name in self.failed
             else:
                 assert tokens == answer

@@ -138,7 +138,7 @@ def test_a_row_without_a_token_ends_its_request_only():
     driver.add("b", 3)
     step = driver.scheduler.schedule()
     outputs = driver.scheduler.update(step, SampledTokens([-1, 5], [None, None]))
-    assert [output.finish_reason for output in outputs] == [FinishReason.ERROR, None]
+    assert [output.finish_reason for output in outputs] == [FinishReason.NAN, None]
     assert "position 3" in outputs[0].diagnostics[0]
     assert outputs[0].token_ids == ()
     assert driver.step() == [("b", 3, 1, 1)]

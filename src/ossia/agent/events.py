@@ -29,6 +29,11 @@ class TurnFinish(StrEnum):
     ERROR = "error"
     """The engine failed; `Turn.diagnostics` says how."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether the model or the engine broke down: what there is of the turn is no result."""
+        return self in (TurnFinish.NAN, TurnFinish.ERROR)
+
 
 @dataclass(frozen=True)
 class ToolCall:

@@ -64,8 +64,6 @@ def generate(
     """
     from dataclasses import replace
 
-    from ossia.engine.request import FinishReason
-
     chosen = options.ModelOptions(
         model=model,
         kernels=kernels,
@@ -114,7 +112,7 @@ def generate(
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
             terminal.write("\n")
-        if completion.finish_reason is FinishReason.ERROR:  # what was generated stands above
+        if completion.finish_reason.failed:  # what was generated stands above
             raise EngineError("; ".join(completion.diagnostics) or "The engine failed.")
 
 

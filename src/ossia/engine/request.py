@@ -25,6 +25,11 @@ class FinishReason(StrEnum):
     ERROR = "error"
     """The step failed; `diagnostics` says what happened."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether the model or the engine broke down: what came before is no result."""
+        return self in (FinishReason.NAN, FinishReason.ERROR)
+
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -158,7 +158,7 @@ class Scheduler:
         if token_id < 0:
             return self._finish(
                 sequence,
-                FinishReason.ERROR,
+                FinishReason.NAN,
                 diagnostics=(
                     f"No token could be drawn at position {sequence.num_tokens}: the logits hold "
                     "NaN or allow no token.",
