@@ -287,7 +287,7 @@ class TurnWriter:
 
     def _finish(self, reason: FinishReason) -> TurnFinish:
         match reason:
-            case FinishReason.CANCELLED:
+            case FinishReason.CANCELLED | FinishReason.DEADLINE:
                 return TurnFinish.CANCELLED
             case FinishReason.ERROR:
                 return TurnFinish.ERROR

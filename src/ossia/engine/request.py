@@ -20,6 +20,8 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """`max_tokens`, or the model's context, was reached."""
     CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    """`deadline_s` had passed; `diagnostics` says how far the request had come."""
     ERROR = "error"
     """The step failed or the logits held NaN; `diagnostics` says what happened."""
 
@@ -108,6 +110,16 @@ class Request:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    """The higher goes first, and is preempted last; within one, first come, first served."""
+    deadline_s: float | None = None
+    """Seconds from its submission after which the request is ended; looked at between steps."""
+    cache_salt: str = ""
+    """Only requests of the same salt share cached keys and values, so that nobody can find out by
+    time or by `cached_tokens` what another has asked."""
+    checkpoints: tuple[int, ...] = ()
+    """Numbers of prompt tokens after which another prompt may go on differently, such as the ends
+    of messages: prompts that begin alike up to there need not compute it again."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,8 @@ class TokenOutput:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     """One per token when asked for: (token id, log-probability), the most probable first."""
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values came from the cache (0 until prefixes are reused)."""
+    """Prompt tokens whose keys and values came from the cache, the same in all outputs of a
+    request that has begun to run."""
     diagnostics: tuple[str, ...] = ()
     finish_reason: FinishReason | None = None
 
