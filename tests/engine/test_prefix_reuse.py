@@ -91,6 +91,15 @@ def test_a_new_question_goes_on_from_the_message_boundary():
     assert server.run(request("b", system + prompt(60, 2), max_tokens=2)) == [40]
 
 
+def test_a_long_history_leaves_few_checkpoints():
+    server = Server()
+    ends = tuple(range(8, 150, 8))
+    server.run(replace(request("a", prompt(160), max_tokens=2), checkpoints=ends))
+    assert server.engine.stats().checkpoints == 8 + 2  # and the ends of prompt and answer
+    assert server.run(request("b", [*prompt(11), 5], max_tokens=2)) == [8]
+    assert server.run(request("c", [*prompt(150), 5], max_tokens=2)) == [144]
+
+
 def test_a_prefix_that_comes_twice_becomes_a_checkpoint_of_itself():
     server = Server()
     system = prompt(41)

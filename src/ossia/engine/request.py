@@ -119,7 +119,8 @@ class Request:
     time or by `cached_tokens` what another has asked."""
     checkpoints: tuple[int, ...] = ()
     """Numbers of prompt tokens after which another prompt may go on differently, such as the ends
-    of messages: prompts that begin alike up to there need not compute it again."""
+    of messages: prompts that begin alike up to there need not compute it again. Of those that are
+    new to the cache the first and the last few are kept."""
 
 
 @dataclass(frozen=True)

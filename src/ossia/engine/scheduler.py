@@ -24,6 +24,9 @@ from ossia.engine.request import FinishReason, TokenOutput
 from ossia.engine.sequence import Sequence
 from ossia.kernels.interface import SampledTokens
 
+_MOST_TOLD_CHECKPOINTS = 8
+"""Of the checkpoints that a request names: so many are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChunk:
@@ -188,9 +191,7 @@ class Scheduler:
         """Let sequences in, the most senior first. None goes past one for which there is no room:
         a large request must not starve. One that waits for another's prefix is passed.
         """
-        for sequence in tuple(self.waiting.values()):
-            if self._is_following(sequence):
-                continue
+        while (sequence := self._next_waiting()) is not None:
             juniors = [other for other in self.running.values() if other.rank[0] > sequence.rank[0]]
             if len(self.running) - len(juniors) >= self._plan.max_num_seqs:
                 return
@@ -203,6 +204,11 @@ class Scheduler:
             if not self._make_room(sequence, prefix, juniors):
                 return
             self._start(sequence, prefix)
+
+    def _next_waiting(self) -> Sequence | None:
+        """The most senior that does not wait for another's prefix."""
+        waiting = self.waiting.values()
+        return next((each for each in waiting if not self._is_following(each)), None)
 
     def _make_room(self, sequence: Sequence, prefix: Prefix, juniors: list[Sequence]) -> bool:
         """Whether there is room for a sequence, if need be after preempting running ones of lower
@@ -242,11 +248,21 @@ class Scheduler:
             sequence.num_cached_tokens = num_cached
             self.num_cached_tokens += num_cached
             self.num_prompt_tokens += sequence.num_prompt_tokens
+        sequence.checkpoints = self._due_checkpoints(sequence, prefix)
+
+    def _due_checkpoints(self, sequence: Sequence, prefix: Prefix) -> list[int]:
+        """Where the cache is to keep what others need to go on, as numbers of blocks."""
+        block_size, start = self._plan.block_size, len(prefix.nodes)
+        told = sorted({position // block_size for position in sequence.request.checkpoints})
+        told = [num_blocks for num_blocks in told if num_blocks > start]
+        # The first, which other conversations share, and the last, near which this one goes on: all
+        # those of a long history would push out everyone else's.
+        due = {*told[:1], *told[1:][1 - _MOST_TOLD_CHECKPOINTS :]}
         # The last boundary from which the same prompt, too, has a token left to draw from.
-        ends = {*sequence.request.checkpoints, sequence.num_prompt_tokens - 1}
+        due.add((sequence.num_prompt_tokens - 1) // block_size)
         # What was known before and is computed again now will be asked for once more.
-        blocks = {end // self._plan.block_size for end in ends} | {prefix.num_known}
-        sequence.checkpoints = sorted(block for block in blocks if block > len(prefix.nodes))
+        due.add(prefix.num_known)
+        return sorted(num_blocks for num_blocks in due if num_blocks > start)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it waits, before all that came after it, to run again
