@@ -120,7 +120,8 @@ class BlockManager:
 
     def num_missing(self, request_id: str, end: int) -> int:
         """Blocks of the full group that `extend` to `end` would take."""
-        return max(self.blocks_for(end) - self.full.tables[request_id].end, 0)
+        missing = -(-end // self._block_size) - self.full.tables[request_id].end
+        return missing if missing > 0 else 0
 
     def blocks_for(self, num_positions: int) -> int:
         return -(-num_positions // self._block_size)

@@ -98,13 +98,13 @@ class Scheduler:
         """Decide the next step and hold the blocks that it needs."""
         self._admit()
         self._step = {}
-        budget = self._plan.max_num_batched_tokens
-        running = list(self.running.values())
-        for sequence in running:
+        reading: list[Sequence] = []
+        for sequence in tuple(self.running.values()):
             if sequence.num_pending == 1:
                 self._take(sequence, 1)
-        budget -= len(self._step)
-        reading = [sequence for sequence in running if sequence.num_pending > 1]
+            else:
+                reading.append(sequence)
+        budget = self._plan.max_num_batched_tokens - len(self._step)
         for _, alike in groupby(reading, lambda sequence: sequence.request.priority):
             for sequence, num_tokens in _shares(list(alike), budget):
                 self._take(sequence, num_tokens)
@@ -121,8 +121,10 @@ class Scheduler:
         for chunk in step.chunks:
             sequence, start, end = chunk.sequence, chunk.start, chunk.end
             sequence.num_computed_tokens = end
-            self.num_prefill_tokens += max(min(end, sequence.num_prompt_tokens) - start, 0)
-            self.num_recomputed_tokens += max(min(end, sequence.num_once_computed) - start, 0)
+            if start < sequence.num_prompt_tokens:
+                self.num_prefill_tokens += min(end, sequence.num_prompt_tokens) - start
+            if start < sequence.num_once_computed:
+                self.num_recomputed_tokens += min(end, sequence.num_once_computed) - start
             enters_block = end // block_size > start // block_size
             if enters_block:
                 self._keep(sequence, end // block_size)
@@ -324,6 +326,9 @@ class Scheduler:
             return  # preempted in this very step
         start = sequence.num_computed_tokens
         missing = self.blocks.num_missing(request_id, start + num_tokens)
+        if not missing:
+            self._step[request_id] = num_tokens
+            return
         while missing > self.blocks.num_available:
             junior = next(reversed(self.running.values()))
             if junior is sequence:
@@ -336,11 +341,12 @@ class Scheduler:
             self._step[request_id] = num_tokens
 
     def _chunk(self, sequence: Sequence, num_tokens: int) -> ScheduledChunk:
+        start = sequence.num_computed_tokens
         return ScheduledChunk(
             sequence=sequence,
-            start=sequence.num_computed_tokens,
+            start=start,
             num_tokens=num_tokens,
-            num_samples=1 if num_tokens == sequence.num_pending else 0,
+            num_samples=1 if start + num_tokens == sequence.num_tokens else 0,
             full_blocks=self.blocks.full.tables[sequence.request_id].blocks,
             sliding_blocks=self.blocks.sliding.tables[sequence.request_id].blocks,
         )
