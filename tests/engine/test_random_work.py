@@ -8,6 +8,7 @@ is faster.
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -114,6 +115,16 @@ class Work:
         self.step()
         self.runner.before = lambda step: None
 
+    def interrupted_step(self) -> None:
+        def interrupt(step: SchedulerOutput) -> None:
+            raise KeyboardInterrupt
+
+        self.runner.before = interrupt
+        with suppress(KeyboardInterrupt):
+            self.step()
+        self.engine.check_integrity()
+        self.runner.before = lambda step: None
+
     def finish(self) -> None:
         for _ in range(100_000):
             if not self.engine.has_work:
@@ -199,6 +210,10 @@ class EngineMachine(RuleBasedStateMachine):
     def failing_step(self) -> None:
         self.work.failing_step()
 
+    @rule()
+    def interrupted_step(self) -> None:
+        self.work.interrupted_step()
+
     @rule(number=st.integers(0, 20))
     def nan(self, number: int) -> None:
         self.work.give_nan(number)
@@ -262,6 +277,8 @@ def drive(seed: int, num_steps: int) -> dict[str, int]:
                 work.give_nan(rng.randrange(100))
             if chance > 0.998:
                 work.failing_step()
+            elif chance > 0.996:
+                work.interrupted_step()
             else:
                 work.step()
         stats = work.engine.stats()

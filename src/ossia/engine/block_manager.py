@@ -63,6 +63,13 @@ class CacheGroup:
             table.blocks[entry] = self.pool.take()
         table.end = max(table.end, num_blocks)
 
+    def shrink(self, table: BlockTable, num_blocks: int) -> None:
+        """Give back the entries from `num_blocks` on, which must be the table's own."""
+        for entry in range(num_blocks, table.end):
+            self.pool.release(int(table.blocks[entry]))
+            table.blocks[entry] = NO_BLOCK
+        table.end = min(table.end, num_blocks)
+
     def first_seen(self, position: int) -> int:
         """The first entry that a query at `position` sees."""
         if self._window is None:
@@ -155,6 +162,11 @@ class BlockManager:
             self.cache.free_sliding_blocks(num_blocks - sliding.end)
             self.sliding.extend(sliding, num_blocks)
 
+    def shrink(self, request_id: str, end: int) -> None:
+        """Undo `extend` beyond the positions below `end`."""
+        for group in (self.full, self.sliding):
+            group.shrink(group.tables[request_id], self.blocks_for(end))
+
     def find(self, salt: str, blocks: Iterable[bytes]) -> Prefix:
         """How much of a sequence that begins with the tokens `blocks` can be reused."""
         return self.cache.find(salt, blocks) if self._keeps_prefixes else Prefix()
@@ -220,7 +232,9 @@ class BlockManager:
         for request_id, table in tables.items():
             assert table.first == 0 and len(table.nodes) <= table.end
             for group in (self.full, self.sliding):  # what it may still write into is its own
-                own = group.tables[request_id].blocks[len(table.nodes) : table.end].tolist()
+                own: list[int] = (
+                    group.tables[request_id].blocks[len(table.nodes) : table.end].tolist()
+                )
                 assert all(group.pool.ref_counts[block] == 1 for block in own if block >= 0)
             known = [node.block for node in table.nodes]
             assert table.blocks[: len(known)].tolist() == known, "a node has another block"

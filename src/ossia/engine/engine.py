@@ -272,6 +272,9 @@ class Engine:
             request_ids = [chunk.sequence.request_id for chunk in step.chunks]
             diagnostic = f"The step failed: {_describe(error)}"
             return self._scheduler.end(request_ids, FinishReason.ERROR, diagnostic)
+        except BaseException:  # an interrupt of a step by hand
+            self._scheduler.retract(step)
+            raise
         return self._scheduler.update(step, sampled)
 
     def _deliver(self, outputs: Iterable[TokenOutput]) -> None:

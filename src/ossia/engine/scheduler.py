@@ -135,6 +135,11 @@ class Scheduler:
                 self.blocks.forget(sequence.request_id, end)
         return outputs
 
+    def retract(self, step: SchedulerOutput) -> None:
+        """Give back the blocks of a step that was interrupted; it will be decided anew."""
+        for chunk in step.chunks:
+            self.blocks.shrink(chunk.sequence.request_id, chunk.start)
+
     def end(
         self, request_ids: Iterable[str], reason: FinishReason, *diagnostics: str
     ) -> list[TokenOutput]:
@@ -179,7 +184,7 @@ class Scheduler:
             position = sequence.num_computed_tokens
             table, near = full.tables[request_id], sliding.tables[request_id]
             assert sequence.finish_reason is None and sequence.num_pending > 0
-            assert table.end == near.end >= self.blocks.blocks_for(position)
+            assert table.end == near.end == self.blocks.blocks_for(position)
             first_seen = sliding.first_seen(position - position % block_size)
             assert near.first == min(first_seen, near.end)
             known = sequence.block_tokens(len(table.nodes), block_size)

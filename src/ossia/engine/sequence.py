@@ -152,7 +152,7 @@ def _check(request: Request, plan: EnginePlan) -> None:
             f"{name}: deadline_s must be a positive number of seconds; got {request.deadline_s!r}."
         )
     for position in request.checkpoints:
-        if not 0 <= position <= num_prompt:
+        if type(position) is not int or not 0 <= position <= num_prompt:
             raise RequestError(
                 f"{name}: checkpoints must lie between 0 and the {num_prompt} tokens of the "
                 f"prompt; got {position!r}."
