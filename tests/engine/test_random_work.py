@@ -81,10 +81,10 @@ class Work:
                 assert name in self.cancelled
             case FinishReason.DEADLINE:
                 assert self.deadlines[name] <= self.now
-            case FinishReason.ERROR:
-                assert name in self.failed
-            case _:
+            case FinishReason.STOP | FinishReason.LENGTH:
                 assert tokens == answer
+            case _:
+                assert name in self.failed
         self.past = [*self.past[-30:], each.prompt_ids + tokens]
         self.ends[str(output.finish_reason)] = self.ends.get(str(output.finish_reason), 0) + 1
 

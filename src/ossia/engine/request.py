@@ -19,9 +19,9 @@ class FinishReason(StrEnum):
     """A stop token was drawn; it is the last of the token ids."""
     LENGTH = "length"
     """`max_tokens`, or the model's context, was reached."""
-    CANCELLED = "cancelled"
     DEADLINE = "deadline"
     """`deadline_s` had passed; `diagnostics` says how far the request had come."""
+    CANCELLED = "cancelled"
     ERROR = "error"
     """The step failed or the logits held NaN; `diagnostics` says what happened."""
 

@@ -26,6 +26,11 @@ from ossia.kernels.interface import SampledTokens
 
 _MOST_TOLD_CHECKPOINTS = 8
 """Of the checkpoints that a request names: so many are kept."""
+_SOUND_ENDS = frozenset(
+    (FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.DEADLINE)
+)
+"""After any other, what the request has computed is in doubt: who shared the keys and values of a
+step that failed, or gave NaN, would fail too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,8 +419,7 @@ class Scheduler:
         self._deadlines.pop(request_id, None)
         if self.waiting.pop(request_id, None) is None:
             del self.running[request_id]
-            # Whoever shared the keys and values of a step that failed, or gave NaN, would fail too.
-            self._release(sequence, is_sound=reason is not FinishReason.ERROR)
+            self._release(sequence, is_sound=reason in _SOUND_ENDS)
         if reason is FinishReason.LENGTH and sequence.capped_by_context:
             diagnostics += (
                 f"The context of {self._plan.context} tokens is full: "
