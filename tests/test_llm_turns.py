@@ -60,6 +60,7 @@ def test_scopes_are_apart_and_ids_bring_reasoning_back() -> None:
     llm.chat(asked, scope="alice", message_ids=ids)
     prompts = [TOKENIZER.decode(request.prompt_ids) for request in engine.requests]
     assert "Look  it up." not in prompts[1] and "Look  it up." in prompts[2]
+    assert [request.cache_salt for request in engine.requests] == ["alice", "bob", "alice"]
     llm.close()
 
 

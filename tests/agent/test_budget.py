@@ -107,6 +107,10 @@ def test_reasoning_ends_at_its_budget_and_the_answer_follows(bound: int, chunk: 
     kept = tokens_of(TOKENIZER, completion)[: HEADER + bound]
     led = [*kept, *tokens_of(TOKENIZER, LEAD)]
     assert requests[1].prompt_ids == (*requests[0].prompt_ids, *led)
+    # What the engine keeps for other prompts: where messages end, the one cut short among them.
+    end = len(requests[0].prompt_ids) + len(kept) + 1
+    assert requests[1].checkpoints == (*requests[0].checkpoints, end)
+    assert len(requests[0].checkpoints) == len(ASKED.messages)
     assert turn.reasoning == TOKENIZER.decode(kept[HEADER:])
     assert turn.content == "Here." and turn.finish is TurnFinish.STOP
     assert [e.text for e in events if isinstance(e, TextDelta)]

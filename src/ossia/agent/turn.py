@@ -72,7 +72,8 @@ async def run_turn(
     answer together; without it, `budget` knows of `max_tokens` only.
 
     `history` gives earlier messages of the model the tokens that it wrote them in, and takes those
-    of this turn; only what was written in the same `scope` (an API key, say) is ever found.
+    of this turn; only what was written in the same `scope` (an API key, say) is ever found, there
+    and in the engine's cache.
     `message_ids`: by index of a message, the id under which the client has it.
 
     Raises ConversationError for what cannot be rendered and RequestError for what the engine
@@ -102,7 +103,13 @@ async def run_turn(
         render_for_completion(tokenizer, conversation)  # names the message by the caller's count
         raise
     while writer.phase is not Phase.ENDED:
-        request = Request(f"turn-{uuid.uuid4().hex}", prompt.token_ids, writer.remaining_sampling())
+        request = Request(
+            f"turn-{uuid.uuid4().hex}",
+            prompt.token_ids,
+            writer.remaining_sampling(),
+            cache_salt=scope,
+            checkpoints=prompt.boundaries,
+        )
         stream = engine.generate(request)
         try:
             async for output in stream:
