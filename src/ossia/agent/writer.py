@@ -167,7 +167,7 @@ class TurnWriter:
         for line in output.diagnostics:
             yield self._diagnostic(line, line)
         reason = output.finish_reason
-        can_go_on = reason is None or not (reason.failed or reason is FinishReason.CANCELLED)
+        can_go_on = reason in (None, FinishReason.STOP, FinishReason.LENGTH)
         for index, token_id in enumerate(output.token_ids):
             yield from self._take(_sampled(output, index))
             if self.phase is Phase.GENERATING:
