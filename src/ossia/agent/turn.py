@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from ossia.agent.advice import sampling_advice
 from ossia.agent.budget import Budget
-from ossia.agent.events import Diagnostic, TurnEnd, TurnEvent
-from ossia.agent.history import History, Recalled
+from ossia.agent.events import Diagnostic, TurnEvent
+from ossia.agent.history import History, Recalled, WrittenMessage
 from ossia.agent.watchdog import RepetitionLimits
 from ossia.agent.writer import Phase, TurnWriter
 from ossia.engine.request import Request, SamplingParams, TokenOutput
@@ -81,11 +82,9 @@ async def run_turn(
     """
     budget = budget or Budget()
     budget.check(sampling.max_tokens)
-    known = (
-        Recalled(conversation, {})
-        if history is None
-        else history.recall(scope, conversation, message_ids)
-    )
+    known = Recalled(conversation, {})
+    if history is not None:
+        known = history.recall(scope, conversation, message_ids)
     writer = TurnWriter(
         tokenizer,
         offered_tools(conversation),
@@ -95,13 +94,10 @@ async def run_turn(
         repetition=repetition,
         context=context,
         notes=_notes(sampling, known),
+        remember=None if history is None else partial(history.remember, scope),
     )
     answers_left = MAX_IN_BAND_ANSWERS
-    try:
-        prompt = writer.begin(_prompt(tokenizer, known, writer), may_answer=answers_left > 0)
-    except ConversationError:
-        render_for_completion(tokenizer, conversation)  # names the message by the caller's count
-        raise
+    prompt = writer.begin(_first_prompt(tokenizer, conversation, known), may_answer=True)
     while writer.phase is not Phase.ENDED:
         request = Request(
             f"turn-{uuid.uuid4().hex}",
@@ -114,8 +110,6 @@ async def run_turn(
         try:
             async for output in stream:
                 for event in writer.feed(output):
-                    if isinstance(event, TurnEnd) and history is not None:
-                        history.remember(scope, writer.take_step())
                     yield event
                 if writer.phase is not Phase.GENERATING:
                     break
@@ -124,20 +118,27 @@ async def run_turn(
         if writer.phase is Phase.LED_ON:
             prompt = writer.resume()
         elif writer.phase is Phase.ANSWERED_IN_BAND:
-            if history is not None:
-                history.remember(scope, writer.take_step())
             answers_left -= 1
-            prompt = writer.begin(_prompt(tokenizer, known, writer), may_answer=answers_left > 0)
+            prompt = _prompt(tokenizer, known, writer.written)
+            writer.begin(prompt, may_answer=answers_left > 0)
 
 
-def _prompt(tokenizer: Tokenizer, known: Recalled, writer: TurnWriter) -> Rendered:
+def _first_prompt(tokenizer: Tokenizer, conversation: Conversation, known: Recalled) -> Rendered:
+    try:
+        return _prompt(tokenizer, known, ())
+    except ConversationError:
+        render_for_completion(tokenizer, conversation)  # names the message by the caller's count
+        raise
+
+
+def _prompt(tokenizer: Tokenizer, known: Recalled, turn: Sequence[WrittenMessage]) -> Rendered:
     """The conversation and the turn so far, in the model's own tokens as far as they are known."""
     before = known.conversation.messages
     sampled = dict(known.sampled)
-    for index, written in enumerate(writer.written, len(before)):
+    for index, written in enumerate(turn, len(before)):
         if written.token_ids is not None:
             sampled[index] = written.token_ids
-    asked = Conversation((*before, *(written.message for written in writer.written)))
+    asked = Conversation((*before, *(written.message for written in turn)))
     return render_for_completion(tokenizer, asked, sampled=sampled)
 
 

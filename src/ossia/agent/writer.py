@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -84,8 +84,11 @@ class TurnWriter:
         repetition: RepetitionLimits | None,
         context: int | None,
         notes: Iterable[Diagnostic],
+        remember: Callable[[list[WrittenMessage]], object] | None = None,
     ) -> None:
-        """`notes` are told with the first output; for the others see `run_turn`."""
+        """`notes` are told with the first output. `remember` is given what the model wrote when a
+        generation ends. For the others see `run_turn`.
+        """
         self._tokenizer = tokenizer
         self._tools = tools
         self._sampling = sampling
@@ -95,6 +98,7 @@ class TurnWriter:
         self._watchdog = None if repetition is None else Watchdog(tokenizer, repetition)
         self._context = context
         self._notes = tuple(notes)
+        self._remember = remember
         self._usage: Usage | None = None
         self._texts: dict[MessageKind, list[str]] = {kind: [] for kind in MessageKind}
         self._aligners = (
@@ -148,11 +152,6 @@ class TurnWriter:
         if bound is None:
             return self._sampling
         return replace(self._sampling, max_tokens=max(bound - len(self._token_ids), 1))
-
-    def take_step(self) -> list[WrittenMessage]:
-        """What the model wrote since this was last asked."""
-        step, self._step_begin = self.written[self._step_begin :], len(self.written)
-        return [written for written in step if written.message.role == Role.ASSISTANT]
 
     # -- Outputs -------------------------------------------------------------------------------
 
@@ -392,6 +391,7 @@ class TurnWriter:
             None,
         )
         self.phase = Phase.ANSWERED_IN_BAND
+        self._end_step()
         return self._diagnostic(
             f"The model called {name}, which was not offered; it was told so.",
             "The model called a tool that was not offered; it was told so.",
@@ -407,6 +407,7 @@ class TurnWriter:
     def _end(self, finish: TurnFinish) -> Iterator[TurnEvent]:
         assert self._usage is not None
         self.phase = Phase.ENDED
+        self._end_step()
         if self._stops.hit is None:
             yield from self._say(MessageKind.CONTENT, self._stops.finish())
         content = self._texts[MessageKind.CONTENT]
@@ -425,6 +426,12 @@ class TurnWriter:
                 logprobs=self._turn_logprobs(),
             )
         )
+
+    def _end_step(self) -> None:
+        """A generation is over."""
+        step, self._step_begin = self.written[self._step_begin :], len(self.written)
+        if self._remember is not None:
+            self._remember([each for each in step if each.message.role == Role.ASSISTANT])
 
     def _turn_logprobs(self) -> TurnLogprobs | None:
         if not self._aligners:
