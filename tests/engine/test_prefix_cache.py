@@ -194,6 +194,22 @@ def test_a_checkpoint_that_is_used_is_kept_longer():
     assert kept == {"abcd", "ijkl"}
 
 
+def test_of_the_older_half_the_checkpoint_goes_that_costs_least():
+    cache = Cache(max_checkpoints=40, cache_tokens=800)
+    cache.run("abcdefgh", checkpoints=(3, 4, 8))
+    cache.run("xyz", checkpoints=(1, 2, 3))
+    tree, pool = cache.blocks.cache, cache.blocks.sliding.pool
+    gone: list[str] = []
+    while tree.checkpoints:
+        before = list(tree.checkpoints)
+        tree.free_sliding_blocks(pool.num_free + 1)
+        gone += [chr(node.tokens[0]) for node in before if node not in tree.checkpoints]
+    # The older three lie 3, 1 and 4 blocks behind what is above them: "d" goes. Then "c" is as far
+    # from the root, and older than "h", which is 5 behind it.
+    assert gone[:2] == ["d", "c"]
+    assert sorted(gone) == ["c", "d", "h", "x", "y", "z"]
+
+
 def test_a_failed_sequence_leaves_nothing_to_others():
     cache = Cache()
     cache.run("abc", checkpoints=(3,))

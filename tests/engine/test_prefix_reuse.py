@@ -287,6 +287,22 @@ def test_a_tool_loop_keeps_its_reasoning_and_runs_what_is_new():
         assert 57 + 1 <= ran <= 57 + 1 + 32  # and the token that was drawn last and never ran
 
 
+def test_a_long_tool_loop_does_not_cost_the_conversation_before_it():
+    chat = Chat(4, max_num_seqs=1, max_checkpoints=16)
+    for _ in range(12):
+        chat.turn(400, 50, 200)
+    chat.turn(100, 30, 20, keep=True)
+    question_end = chat.boundaries[-2]
+    for _ in range(40):
+        chat.turn(57, 40, 13, keep=True)
+    # The answer has come: all calls and results of the loop go with their reasoning.
+    assert chat.engine.stats().evicted_checkpoints > 40
+    chat.history = chat.history[:question_end] + chat.text(100)
+    chat.boundaries = [end for end in chat.boundaries if end <= question_end]
+    assert question_end == 8000
+    assert chat.turn(200, 10, 10) < 100 + 200 + 700  # at worst from the message before
+
+
 def test_many_chats_with_one_beginning_each_go_on_where_they_were():
     chats = [Chat(3) for _ in range(3)]
     shared = chats[0]

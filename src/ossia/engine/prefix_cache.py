@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from ossia.engine.block_pool import BlockPool
 
@@ -66,8 +67,8 @@ class Prefix:
 
 
 class PrefixCache:
-    """Owns the tree, and a reference to each block in it. The least recently used goes first, both
-    of nodes that no sequence uses and of checkpoints.
+    """Owns the tree, and a reference to each block in it. Of the nodes that no sequence uses the
+    least recently used goes first.
     """
 
     def __init__(self, full: BlockPool, sliding: BlockPool, *, blocks_seen: int) -> None:
@@ -157,7 +158,7 @@ class PrefixCache:
     def free_sliding_blocks(self, count: int) -> None:
         """Evict checkpoints until the sliding group has so many free blocks."""
         while self._sliding.num_free < count:
-            self._drop_checkpoint(next(iter(self.checkpoints)))
+            self._drop_checkpoint(self._least_useful())
             self.num_evicted_checkpoints += 1
 
     def drop(self, node: Node) -> None:
@@ -212,6 +213,14 @@ class PrefixCache:
             found += node.children.values()
         return found
 
+    def _least_useful(self) -> Node:
+        """Of the half of the checkpoints that was used less recently, the one behind which least
+        would have to be computed again. The oldest alone would be wrong: those of a long loop of
+        calls would push out the one before it, to which the conversation returns.
+        """
+        older = islice(self.checkpoints, (len(self.checkpoints) + 1) // 2)
+        return min(older, key=_blocks_since_checkpoint)
+
     def _remove(self, node: Node) -> None:
         if node.sliding_blocks is not None:
             self._drop_checkpoint(node)
@@ -231,3 +240,11 @@ class PrefixCache:
         for block in node.sliding_blocks:
             self._sliding.release(block)
         node.sliding_blocks = None
+
+
+def _blocks_since_checkpoint(node: Node) -> int:
+    """Blocks between a node and the nearest checkpoint, or root, above it."""
+    above = node.parent
+    while above is not None and above.sliding_blocks is None:
+        above = above.parent
+    return node.depth - (above.depth if above is not None else 0)
