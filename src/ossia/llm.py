@@ -63,11 +63,19 @@ class ChatOptions(TypedDict, total=False):
     sampling: SamplingParams | None
     stop: Sequence[str]
     reasoning_budget: int | None
+    """Tokens of reasoning after which the model is led on to its answer; None = no bound."""
     answer_reserve: int
+    """Tokens of `max_tokens`, and of the context, that are kept for the answer, so that a bound
+    never leaves none; 0 = none."""
     repetition: RepetitionLimits | None
+    """When a turn that goes in circles is ended; None = never."""
     exact_history: bool
+    """Whether earlier turns stand in the prompt in the very tokens that the model wrote."""
     scope: str
+    """Whoever must not see what others wrote: only turns of the same scope are remembered."""
     message_ids: Mapping[int, str] | None
+    """Ids of messages, by index into the whole conversation, where they have any: of a tool call
+    its `call_id`, of another message its `Turn.message_ids`."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -240,12 +248,7 @@ class LLM:
         tokens come on top of the model's own. `stop` are strings before which the answer (not the
         reasoning) ends.
 
-        `reasoning_budget`: tokens of reasoning after which the model is led on to its answer;
-        `answer_reserve`: tokens of `max_tokens` and of the context that are kept for the answer, so
-        that a bound never leaves none. `repetition`: when a turn that goes in circles is ended,
-        None for never. `exact_history`: earlier turns of this `scope` (whoever must not see what
-        others wrote) stand in the prompt in the tokens that the model wrote; `message_ids` are ids
-        of messages, by index into the whole conversation, where they have any.
+        How a turn is bounded and goes on from earlier ones stands at `ChatOptions`.
 
         Raises ConversationError for what cannot be rendered, RequestError for what the engine
         refuses, such as a prompt longer than the context.

@@ -72,10 +72,9 @@ async def run_turn(
     it repeats itself, None never. `context` is the most tokens that the engine takes, prompt and
     answer together; without it, `budget` knows of `max_tokens` only.
 
-    `history` gives earlier messages of the model the tokens that it wrote them in, and takes those
-    of this turn; only what was written in the same `scope` (an API key, say) is ever found, there
-    and in the engine's cache.
-    `message_ids`: by index of a message, the id under which the client has it.
+    `history` has the tokens of earlier messages, and takes those of this turn; nothing of another
+    `scope` (an API key, say) is found, nor taken from the engine's cache. `message_ids`: by index,
+    the ids that messages came with.
 
     Raises ConversationError for what cannot be rendered and RequestError for what the engine
     refuses, both before the first event. Closing the iterator cancels the request.
