@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ossia.engine.constraint import TokenConstraint
 from ossia.errors import RequestError
 
 
@@ -108,6 +109,8 @@ class Request:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    constraint: TokenConstraint | None = None
+    """What the answer may be; it serves this request alone."""
 
 
 @dataclass(frozen=True)

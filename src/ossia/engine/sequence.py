@@ -80,7 +80,12 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the token just drawn; sets `finish_reason` when it is the last."""
         self.output_ids.append(token_id)
-        if token_id in self.request.sampling.stop_token_ids:
+        constraint = self.request.constraint
+        if constraint is not None:
+            constraint.accept(token_id)
+        if token_id in self.request.sampling.stop_token_ids or (
+            constraint is not None and constraint.finished
+        ):
             self.finish_reason = FinishReason.STOP
         elif self.num_tokens >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
@@ -108,6 +113,14 @@ def _check(request: Request, plan: EnginePlan) -> None:
             f"The prompt has {num_prompt} tokens; the context holds {plan.context} and needs room "
             f"for at least one token of the answer. Shorten the prompt.{limited}"
         )
+    constraint = request.constraint
+    if constraint is not None and constraint.vocab_size != plan.vocab_size:
+        raise RequestError(
+            f"{name}: its constraint is made for {constraint.vocab_size} tokens; the model knows "
+            f"{plan.vocab_size}."
+        )
+    if constraint is not None and constraint.num_accepted:
+        raise RequestError(f"{name}: its constraint has served another request; make a new one.")
     for what, ids in (
         ("prompt_ids", request.prompt_ids),
         ("stop_token_ids", sampling.stop_token_ids),
