@@ -153,15 +153,25 @@ def test_only_what_was_accepted_can_be_taken_back() -> None:
 
 
 def test_a_grammar_that_gives_up_allows_nothing_and_says_why() -> None:
-    """Ambiguous without bound: the work for one more token passes the limit."""
-    tokenizer = small_tokenizer(True)
-    constraint = compiler().constraint('start: x\nx: x x x | "a" | "a" x')
-    token = tokenizer.encode("a")[0]
-    while constraint.failure is None and constraint.num_accepted < 3000:
-        allowed(constraint)
-        constraint.accept(token)
-    assert constraint.failure is not None and "\n" not in constraint.failure
+    """More alternatives at once than llguidance follows."""
+    alternatives = [f"r{i}" for i in range(2500)]
+    rules = [f'{name}: "a" s{name}\ns{name}: "b{name}"' for name in alternatives]
+    grammar = "\n".join([f'start: "x" ({" | ".join(alternatives)})', *rules])
+    constraint = compiler().constraint(grammar)
+    constraint.follow(*small_tokenizer(True).encode("x"))
+    assert constraint.failure is not None
+    assert re.fullmatch(
+        r"The grammar cannot be followed any further: [^\n]*2000[^\n]*\.", (constraint.failure)
+    )
     assert allowed(constraint) == [] and not constraint.finished
+
+
+def test_a_token_put_there_against_the_grammar_is_a_failure() -> None:
+    tokenizer = small_tokenizer(True)
+    constraint = compiler().constraint('start: "ab"')
+    constraint.follow(tokenizer.control.call)
+    assert str(tokenizer.control.call) in (constraint.failure or "")
+    assert allowed(constraint) == []
 
 
 REFUSED = {

@@ -52,6 +52,7 @@ class TokenConstraint:
         self.vocab_size = vocab_size
         self.num_accepted = 0
         """Tokens that it has followed."""
+        self._astray: int | None = None
 
     def fill(self, mask_W: np.ndarray) -> None:
         """Write the bits of the tokens that may come next: uint32 [W], contiguous, bit i of word w
@@ -61,7 +62,7 @@ class TokenConstraint:
         assert mask_W.dtype == np.uint32 and mask_W.shape == (words,), (mask_W.dtype, mask_W.shape)
         assert mask_W.flags.c_contiguous
         self._matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
-        if self._matcher.is_error():  # it would let the end token through, as if all were well
+        if self.failure is not None:  # the matcher would let the end token through
             mask_W[:] = 0
 
     def accept(self, token_id: int) -> bool:
@@ -69,6 +70,13 @@ class TokenConstraint:
         accepted = self._matcher.try_consume_tokens([token_id]) == 1
         self.num_accepted += accepted
         return accepted
+
+    def follow(self, token_id: int) -> None:
+        """Accept a token that stands in the answer; one that is not allowed there, since somebody
+        else than the sampler put it there, is a failure for good.
+        """
+        if not self.accept(token_id):
+            self._astray = token_id
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last tokens that were accepted. Raises ValueError for more than those."""
@@ -96,10 +104,15 @@ class TokenConstraint:
 
     @property
     def failure(self) -> str | None:
-        """Why the grammar gave up, in one sentence: its work for one token is bounded."""
-        if not self._matcher.is_error():
-            return None
-        return f"The grammar cannot be followed any further: {_line(self._matcher.get_error())}."
+        """Why it cannot go on, in one sentence. A grammar also gives up, its work for one token
+        being bounded.
+        """
+        if self._matcher.is_error():
+            said = _line(self._matcher.get_error())
+            return f"The grammar cannot be followed any further: {said}."
+        if self._astray is not None:
+            return f"The grammar does not allow the token {self._astray}, which was put there."
+        return None
 
 
 class GrammarCompiler:
@@ -188,7 +201,7 @@ def _refusal(message: str) -> str:
         for pattern, keyword in _KEYWORDS:
             if found := re.search(pattern, said):
                 named = found.expand(keyword).replace('"', "")
-                return f"Grammars do not support the JSON schema's keyword {named}."
+                return f"Grammars do not support the JSON schema's keyword {named}; leave it out."
         return f"The JSON schema cannot be enforced: {_line(said)}."
     if found := _REGEX_ERROR.search(message):
         return f"The regular expression cannot be compiled: {_line(found[1])}."

@@ -82,7 +82,7 @@ class Sequence:
         self.output_ids.append(token_id)
         constraint = self.request.constraint
         if constraint is not None:
-            constraint.accept(token_id)
+            constraint.follow(token_id)
         if token_id in self.request.sampling.stop_token_ids or (
             constraint is not None and constraint.finished
         ):

@@ -90,7 +90,10 @@ def _walk(schema: Any, where: str) -> Any:
     if result.get("uniqueItems") is False:
         del result["uniqueItems"]
     for key in UNSUPPORTED & result.keys():
-        raise RequestError(f"{where}: grammars do not support the JSON schema's keyword {key}.")
+        raise RequestError(
+            f"{where}: grammars do not support the JSON schema's keyword {key}; say it in a "
+            "description instead."
+        )
     for key in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(result.get(key), bool):
             raise RequestError(f"{where}: {key} must be a number, as in JSON schema since draft 6.")
