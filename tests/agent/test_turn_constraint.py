@@ -4,13 +4,17 @@ prefers, they are legal and valid. On nano's vocabulary, a scrambled one, and o2
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
 
 import pytest
 
 import ossia.nano
+from ossia.agent.events import TurnEnd
+from ossia.agent.turn import run_turn
 from ossia.agent.turn_constraint import TurnConstraints, token_table
+from ossia.engine.request import Request, SamplingParams
 from ossia.errors import RequestError
 from ossia.harmony.builtin_tools import BROWSER, PYTHON
 from ossia.harmony.events import Repair
@@ -35,6 +39,7 @@ from ossia.harmony.messages import (
 from ossia.harmony.parser import HarmonyParser
 from ossia.harmony.tokenizer import Tokenizer
 from random_turns import try_turns
+from scripted import ScriptedEngine
 from support import o200k, small_tokenizer
 
 A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -184,6 +189,49 @@ def test_a_completion_is_the_answer_alone() -> None:
     constraint = constraints("scrambled").for_completion(JsonSchemaFormat({"type": "integer"}))
     assert all(map(constraint.accept, tokenizer.encode("-12"))) and constraint.may_end
     assert constraint.accept(tokenizer.control.endoftext) and constraint.finished
+
+
+def test_the_prompt_may_already_hold_the_beginning_of_a_message() -> None:
+    """As when a turn is led on to its answer: the grammar goes on from there."""
+    tokenizer = small_tokenizer(True)
+    prompt = tokenizer.encode_with_controls("<|channel|>final<|message|>a")
+    options = TurnOptions(output_format=RegexFormat("abc"))
+    constraint = constraints("scrambled").for_turn(EMPTY, options, prompt)
+    assert constraint.num_accepted == 0
+    rest = tokenizer.encode_with_controls("bc<|return|>")
+    assert constraint.count_legal(rest) == len(rest)
+    with pytest.raises(RequestError, match="does not allow: 0 of its 4 tokens fit"):
+        required = TurnOptions(tool_choice=ToolChoice.REQUIRED)
+        constraints("scrambled").for_turn(OFFERS, required, prompt)
+
+
+def test_each_generation_of_a_turn_gets_its_own_constraint() -> None:
+    """Also the one after an in-band answer; where nothing asks for a grammar, there is none."""
+    tokenizer = small_tokenizer(True)
+    unoffered = tokenizer.encode_with_controls(
+        "<|channel|>commentary to=functions.nope <|constrain|>json<|message|>{}<|call|>"
+    )
+    answer = tokenizer.encode_with_controls(FINAL)
+
+    async def turn(options: TurnOptions) -> list[Request]:
+        # The script goes against the grammar, as only a script can.
+        engine = ScriptedEngine(unoffered, answer)
+        source = constraints("scrambled").constrained(engine, OFFERS, options)
+        stops = SamplingParams(stop_token_ids=tokenizer.control.turn_end_ids)
+        async for event in run_turn(source, tokenizer, OFFERS, sampling=stops):
+            if isinstance(event, TurnEnd):
+                assert event.turn.content == "ok"
+        assert engine.open_streams == 0
+        return engine.requests
+
+    first, second = asyncio.run(turn(TurnOptions()))
+    assert first.constraint is not None and second.constraint is not None
+    assert first.constraint is not second.constraint
+    assert all(
+        request.constraint is None for request in asyncio.run(turn(TurnOptions(strict=False)))
+    )
+    with pytest.raises(RequestError, match="not offered"):
+        asyncio.run(turn(TurnOptions(tool_choice=NamedTool("nope"))))
 
 
 def test_a_vocabulary_of_another_model_is_refused() -> None:

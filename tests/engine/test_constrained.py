@@ -90,7 +90,7 @@ def free_requests() -> list[Request]:
 
 def constrained(name: str, constraint: TokenConstraint, **sampling: object) -> Request:
     values = {"max_tokens": 200, "stop_token_ids": STOPS, "seed": 7} | sampling
-    return Request(name, (1, 2, 3), SamplingParams(**values), constraint)  # type: ignore[arg-type]
+    return Request(name, (1, 2, 3), SamplingParams(**values), constraint=constraint)  # type: ignore[arg-type]
 
 
 def answer_as(output_format: RegexFormat | JsonSchemaFormat) -> TokenConstraint:

@@ -126,12 +126,13 @@ class GrammarCompiler:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def constraint(self, grammar: str) -> TokenConstraint:
-        """A grammar at its beginning, for one request. `grammar` is Lark text as llguidance reads
-        it, or its JSON form with several grammars.
+    def constraint(self, grammar: str, written: Sequence[int] = ()) -> TokenConstraint:
+        """A grammar for one request, at its beginning or after the tokens `written`, which stand
+        in the prompt. `grammar` is Lark text as llguidance reads it, or its JSON form with several
+        grammars.
 
         Raises RequestError for a grammar that cannot be compiled, naming the keyword of a JSON
-        schema where one is the reason.
+        schema where one is the reason; and for tokens that it does not allow.
         """
         with self._lock:
             matcher = self._compiled.get(grammar)
@@ -140,7 +141,14 @@ class GrammarCompiler:
                 if len(self._compiled) > _KEPT_GRAMMARS:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(grammar)
-            return TokenConstraint(matcher.deep_copy(), self._vocab_size)
+            copy = matcher.deep_copy()
+        legal = copy.try_consume_tokens(list(written)) if written else 0
+        if legal < len(written):
+            raise RequestError(
+                f"The prompt begins an answer that its grammar does not allow: {legal} of its "
+                f"{len(written)} tokens fit."
+            )
+        return TokenConstraint(copy, self._vocab_size)
 
     def _compile(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher

@@ -108,9 +108,9 @@ class SamplingParams:
 class Request:
     request_id: str
     prompt_ids: tuple[int, ...]
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    constraint: TokenConstraint | None = None
+    constraint: TokenConstraint | None = field(default=None, kw_only=True)
     """What the answer may be; it serves this request alone."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Sequence:
     def of(cls, request: Request, plan: EnginePlan) -> Sequence:
         """Raises RequestError for what the engine could never serve."""
         _check(request, plan)
+        _check_constraint(request, plan)
         sampling = request.sampling
         room = plan.context - len(request.prompt_ids)
         return cls(
@@ -113,14 +114,6 @@ def _check(request: Request, plan: EnginePlan) -> None:
             f"The prompt has {num_prompt} tokens; the context holds {plan.context} and needs room "
             f"for at least one token of the answer. Shorten the prompt.{limited}"
         )
-    constraint = request.constraint
-    if constraint is not None and constraint.vocab_size != plan.vocab_size:
-        raise RequestError(
-            f"{name}: its constraint is made for {constraint.vocab_size} tokens; the model knows "
-            f"{plan.vocab_size}."
-        )
-    if constraint is not None and constraint.num_accepted:
-        raise RequestError(f"{name}: its constraint has served another request; make a new one.")
     for what, ids in (
         ("prompt_ids", request.prompt_ids),
         ("stop_token_ids", sampling.stop_token_ids),
@@ -132,3 +125,16 @@ def _check(request: Request, plan: EnginePlan) -> None:
                     f"{name}: {what} must hold token ids, integers from 0 to "
                     f"{plan.vocab_size - 1}; got {token_id!r}."
                 )
+
+
+def _check_constraint(request: Request, plan: EnginePlan) -> None:
+    constraint, name = request.constraint, f"Request {request.request_id!r}"
+    if constraint is None:
+        return
+    if constraint.vocab_size != plan.vocab_size:
+        raise RequestError(
+            f"{name}: its constraint is made for {constraint.vocab_size} tokens; the model knows "
+            f"{plan.vocab_size}."
+        )
+    if constraint.num_accepted:
+        raise RequestError(f"{name}: its constraint has served another request; make a new one.")

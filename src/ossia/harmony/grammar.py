@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from ossia.errors import RequestError
 from ossia.harmony.json_schema import Schema, for_arguments, for_grammar
-from ossia.harmony.messages import Channel, ToolNamespace
+from ossia.harmony.messages import Channel, ResponseFormat, ToolNamespace
 from ossia.harmony.offered import FUNCTIONS, OfferedTools, clean_recipient
 
 
@@ -39,6 +39,9 @@ class JsonSchemaFormat:
     """The answer is JSON that satisfies the schema, with nothing around it."""
 
     schema: Schema | bool
+    name: str = "response"
+    description: str = ""
+    """With the name and the schema, what the model is shown of it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,21 @@ def turn_grammar(options: TurnOptions) -> Grammar:
     return writer.grammar()
 
 
+def tool_choice_of(choice: ToolChoice | NamedTool | str) -> ToolChoice | NamedTool:
+    """A word of `ToolChoice`, or else a tool by its name."""
+    if isinstance(choice, NamedTool):
+        return choice
+    return ToolChoice(choice) if choice in [*ToolChoice] else NamedTool(choice)
+
+
+def shown_formats(output_format: OutputFormat | None) -> tuple[ResponseFormat, ...]:
+    """What the model is shown of it under `# Response Formats`, as trained."""
+    if isinstance(output_format, JsonSchemaFormat) and isinstance(output_format.schema, Mapping):
+        schema = output_format.schema
+        return (ResponseFormat(output_format.name, schema, output_format.description),)
+    return ()
+
+
 def output_grammar(output_format: OutputFormat) -> Grammar:
     """A grammar for text alone, with no turn around it: for raw completions."""
     writer = _Writer()
@@ -172,7 +190,7 @@ class _Writer:
                 self.rule("answer", "/(?s:.+)/")
             case JsonObjectFormat():
                 self.rule("answer", self._json({"type": "object"}, where))
-            case JsonSchemaFormat(schema):
+            case JsonSchemaFormat(schema=schema):
                 self.rule("answer", self._json(for_grammar(schema, where), where))
             case RegexFormat(pattern):
                 self.rule("answer", _regex(pattern))
