@@ -149,12 +149,12 @@ class LLM:
         kernels_name: str,
     ) -> None:
         self.name = name
+        self.constraints = TurnConstraints(tokenizer, config.vocab_size)
         self.config = config
         self.tokenizer = tokenizer
         self.card = card
         self.kernels_name = kernels_name
         self.default_sampling = _default_sampling(generation, tokenizer)
-        self.constraints = TurnConstraints(tokenizer, config.vocab_size)
         self._engine = engine
         self._blocking = BlockingRunner()
 

@@ -200,7 +200,7 @@ def test_the_prompt_may_already_hold_the_beginning_of_a_message() -> None:
     assert constraint.num_accepted == 0
     rest = tokenizer.encode_with_controls("bc<|return|>")
     assert constraint.count_legal(rest) == len(rest)
-    with pytest.raises(RequestError, match="does not allow: 0 of its 4 tokens fit"):
+    with pytest.raises(RequestError, match="grammar does not allow"):
         required = TurnOptions(tool_choice=ToolChoice.REQUIRED)
         constraints("scrambled").for_turn(OFFERS, required, prompt)
 
