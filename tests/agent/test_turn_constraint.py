@@ -77,6 +77,7 @@ ANY = pytest.mark.parametrize("name", ["nano", "scrambled", "o200k"])
 
 THINK = "<|channel|>analysis<|message|>I <|end|>\nthink: é {<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>ok<|return|>"
+LAST_THOUGHT = "<|channel|>analysis<|message|>x<|end|><|start|>assistant"
 ARGS = '<|message|>{"a": 1}<|call|>'
 LEGAL = [
     FINAL,
@@ -149,6 +150,13 @@ def test_options_decide_what_ends_the_turn() -> None:
     assert passing(allowed_tools=("functions.f",)) == [FINAL, call]
     assert passing(strict=False) == [FINAL, call, other]
     assert follows("scrambled", call.replace("1", '"x"'), TurnOptions(strict=False), OFFERS)
+    preamble = "<|channel|>commentary<|message|>x<|end|><|start|>assistant"
+    required = TurnOptions(tool_choice=ToolChoice.REQUIRED)
+    assert follows("scrambled", LAST_THOUGHT + preamble + call, required, OFFERS)
+    assert not follows("scrambled", LAST_THOUGHT + LAST_THOUGHT + call, required, OFFERS)
+    assert follows(
+        "scrambled", LAST_THOUGHT + preamble + LAST_THOUGHT + call, TurnOptions(), OFFERS
+    )
     several = f"{call}<|start|>assistant{other}"
     assert not follows("scrambled", several, TurnOptions(), OFFERS)
     parallel = constraints("scrambled").for_turn(OFFERS, TurnOptions(parallel_tool_calls=True))

@@ -123,8 +123,13 @@ def turn_grammar(options: TurnOptions) -> Grammar:
             if options.parallel_tool_calls:
                 ends[-1] = f"call ({_START} call)*"
         opening = f"{_START} " if options.opening is Opening.NOTHING else ""
-        writer.rule("start", f"{opening}(message {_START})* ({' | '.join(ends)})")
-        writer.rule("message", "analysis | preamble")
+        # A model that would rather answer goes on thinking for ever when it may only call.
+        before = (
+            f"(analysis {_START} | preamble {_START})*"
+            if "final" in ends
+            else f"(analysis {_START})? (preamble {_START})?"
+        )
+        writer.rule("start", f"{opening}{before} ({' | '.join(ends)})")
         writer.rule("analysis", '<|channel|> "analysis" <|message|> TEXT <|end|>')
         writer.rule("preamble", '<|channel|> "commentary" <|message|> TEXT <|end|>')
         writer.rule("TEXT", "/(?s:.*)/")
