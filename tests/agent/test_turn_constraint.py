@@ -87,6 +87,7 @@ LEGAL = [
     "<|channel|>commentary to=functions.f <|constrain|>json" + ARGS,
     "<|channel|>commentary to=functions.f<|constrain|>json" + ARGS,
     "<|channel|>commentary to=functions.f json" + ARGS,
+    '<|channel|>commentary to=functions.f json<|message|>{\n    "a": 1\n}<|call|>',
     " to=functions.f<|channel|>commentary <|constrain|>json" + ARGS,
     "<|channel|>commentary to=functions.f2 <|constrain|>json<|message|>{}<|call|>",
     '<|channel|>commentary to=functions.f3 <|constrain|>json<|message|>{"any": [1]}<|call|>',
@@ -109,7 +110,8 @@ ILLEGAL = [
     '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1, "b": 2}<|call|>',
     "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
     '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|return|>',
-    '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a":' + " " * 42 + "1}",
+    '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a":  1}<|call|>',
+    '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\n\n"a": 1}<|call|>',
 ]
 
 

@@ -33,8 +33,8 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
 
-# Bounded, since a model may otherwise write blanks for ever; a line break and twenty levels of two.
-_WHITESPACE = r"[ \n\r\t]{1,41}"
+# A blank, or a line break and an indentation. Small models fill what room there is for blanks.
+_WHITESPACE = r"(?: |\r?\n[ \t]{0,16})"
 
 _CLOSED_BY_DEFAULT = frozenset({"$ref", "allOf", "anyOf", "oneOf", "patternProperties"})
 
