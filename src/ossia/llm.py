@@ -23,12 +23,21 @@ from ossia.agent.events import Turn, TurnEnd, TurnEvent
 from ossia.agent.history import History
 from ossia.agent.stop_strings import StopStrings
 from ossia.agent.turn import run_turn
+from ossia.agent.turn_constraint import TurnConstraints
 from ossia.agent.watchdog import RepetitionLimits
 from ossia.engine.async_engine import AsyncEngine
 from ossia.engine.config import EngineConfig
 from ossia.engine.engine import Engine
 from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
 from ossia.errors import CheckpointError, ConversationError, UsageError
+from ossia.harmony.grammar import (
+    NamedTool,
+    OutputFormat,
+    ToolChoice,
+    TurnOptions,
+    shown_formats,
+    tool_choice_of,
+)
 from ossia.harmony.messages import (
     Conversation,
     DeveloperContent,
@@ -59,6 +68,10 @@ class ChatOptions(TypedDict, total=False):
     effort: Effort | str
     instructions: str | None
     tools: Sequence[Tool]
+    tool_choice: ToolChoice | NamedTool | str
+    allowed_tools: Sequence[str] | None
+    strict: bool
+    response_format: OutputFormat | None
     date: datetime.date | str | None
     sampling: SamplingParams | None
     stop: Sequence[str]
@@ -81,6 +94,7 @@ class ChatOptions(TypedDict, total=False):
 class GenerateOptions(TypedDict, total=False):
     """Options of `generate` in all its forms; `LLM.astream_generate` explains them."""
 
+    response_format: OutputFormat | None
     sampling: SamplingParams | None
     stop: Sequence[str]
     control_tokens: bool
@@ -156,6 +170,7 @@ class LLM:
     ) -> None:
         """`context`: the most tokens that the engine takes, prompt and answer together."""
         self.name = name
+        self.constraints = TurnConstraints(tokenizer, config.vocab_size)
         self.config = config
         self.tokenizer = tokenizer
         self.card = card
@@ -176,6 +191,7 @@ class LLM:
         effort: Effort | str = Effort.MEDIUM,
         instructions: str | None = None,
         tools: Sequence[Tool] = (),
+        response_format: OutputFormat | None = None,
         date: datetime.date | str | None = None,
     ) -> Conversation:
         """The conversation that `chat` renders: system and developer messages before `messages`.
@@ -200,9 +216,11 @@ class LLM:
             conversation_start_date=start,
         )
         head = [Message(Role.SYSTEM, (system,))]
-        if instructions is not None or tools:
+        formats = shown_formats(response_format)
+        if instructions is not None or tools or formats:
             functions = (ToolNamespace("functions", tools=tuple(tools)),) if tools else ()
-            head.append(Message(Role.DEVELOPER, (DeveloperContent(instructions, functions),)))
+            content = DeveloperContent(instructions, functions, formats)
+            head.append(Message(Role.DEVELOPER, (content,)))
         return Conversation((*head, *map(_message, messages)))
 
     def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Turn:
@@ -230,6 +248,10 @@ class LLM:
         effort: Effort | str = Effort.MEDIUM,
         instructions: str | None = None,
         tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | NamedTool | str = ToolChoice.AUTO,
+        allowed_tools: Sequence[str] | None = None,
+        strict: bool = True,
+        response_format: OutputFormat | None = None,
         date: datetime.date | str | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
@@ -248,16 +270,34 @@ class LLM:
         tokens come on top of the model's own. `stop` are strings before which the answer (not the
         reasoning) ends.
 
+        Where tools are offered, the turn follows a grammar: legal headers, and calls only to those
+        tools with arguments that satisfy their schema; `strict=False` leaves the model free.
+        `tool_choice`: "auto", "none", "required", or the tool to call by its name; `allowed_tools`:
+        the names of those that may be called. `response_format`: the form of the answer; a JSON
+        schema is also shown to the model, unless a whole `Conversation` is given. Any of the three
+        brings a grammar by itself.
+
         How a turn is bounded and goes on from earlier ones stands at `ChatOptions`.
 
         Raises ConversationError for what cannot be rendered, RequestError for what the engine
         refuses, such as a prompt longer than the context.
         """
         conversation = self.conversation(
-            messages, effort=effort, instructions=instructions, tools=tools, date=date
+            messages,
+            effort=effort,
+            instructions=instructions,
+            tools=tools,
+            response_format=response_format,
+            date=date,
+        )
+        options = TurnOptions(
+            tool_choice=tool_choice_of(tool_choice),
+            allowed_tools=None if allowed_tools is None else tuple(allowed_tools),
+            strict=strict,
+            output_format=response_format,
         )
         return run_turn(
-            self._engine,
+            self.constraints.constrained(self._engine, conversation, options),
             self.tokenizer,
             conversation,
             sampling=self._sampling(sampling),
@@ -294,6 +334,7 @@ class LLM:
         self,
         prompt: Prompt,
         *,
+        response_format: OutputFormat | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         control_tokens: bool = False,
@@ -302,6 +343,7 @@ class LLM:
 
         `prompt`: token ids, or text. Spellings of control tokens in a text are mere text unless
         `control_tokens=True`: pass that for prompts of your own, never for what others wrote.
+        `response_format`: the form of the completion, from its first token to the end.
         """
         if isinstance(prompt, str):
             encode = (
@@ -312,6 +354,9 @@ class LLM:
             request_id=f"generate-{uuid.uuid4().hex}",
             prompt_ids=tuple(prompt),
             sampling=self._sampling(sampling),
+            constraint=None
+            if response_format is None
+            else self.constraints.for_completion(response_format),
         )
         collector = _CompletionCollector(self.tokenizer, request, stop)
         stream = self._engine.generate(request)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ossia.engine.constraint import TokenConstraint
 from ossia.errors import RequestError
 
 
@@ -116,6 +117,8 @@ class SamplingParams:
 class Request:
     request_id: str
     prompt_ids: tuple[int, ...]
+    constraint: TokenConstraint | None = field(default=None, kw_only=True)
+    """What the answer may be; it serves this request alone."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     """The higher goes first, and is preempted last; within one, first come, first served."""

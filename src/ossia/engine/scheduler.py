@@ -381,12 +381,15 @@ class Scheduler:
     def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> TokenOutput:
         token_id = sampled.ids[row]
         if token_id < 0:
+            constraint = sequence.request.constraint
+            failure = constraint.failure if constraint is not None else None
             return self._finish(
                 sequence,
                 FinishReason.NAN,
                 diagnostics=(
-                    f"No token could be drawn at position {sequence.num_tokens}: the logits hold "
-                    "NaN or allow no token.",
+                    failure
+                    or f"No token could be drawn at position {sequence.num_tokens}: the logits "
+                    "hold NaN or allow no token.",
                 ),
             )
         sequence.append(token_id)

@@ -65,6 +65,7 @@ class Sequence:
     def of(cls, request: Request, plan: EnginePlan) -> Sequence:
         """Raises RequestError for what the engine could never serve."""
         _check(request, plan)
+        _check_constraint(request, plan)
         sampling = request.sampling
         room = plan.context - len(request.prompt_ids)
         return cls(
@@ -117,7 +118,12 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the token just drawn; sets `finish_reason` when it is the last."""
         self.output_ids.append(token_id)
-        if token_id in self.request.sampling.stop_token_ids:
+        constraint = self.request.constraint
+        if constraint is not None:
+            constraint.follow(token_id)
+        if token_id in self.request.sampling.stop_token_ids or (
+            constraint is not None and constraint.finished
+        ):
             self.finish_reason = FinishReason.STOP
         elif self.num_tokens >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
@@ -168,3 +174,16 @@ def _check(request: Request, plan: EnginePlan) -> None:
                     f"{name}: {what} must hold token ids, integers from 0 to "
                     f"{plan.vocab_size - 1}; got {token_id!r}."
                 )
+
+
+def _check_constraint(request: Request, plan: EnginePlan) -> None:
+    constraint, name = request.constraint, f"Request {request.request_id!r}"
+    if constraint is None:
+        return
+    if constraint.vocab_size != plan.vocab_size:
+        raise RequestError(
+            f"{name}: its constraint is made for {constraint.vocab_size} tokens; the model knows "
+            f"{plan.vocab_size}."
+        )
+    if constraint.num_accepted:
+        raise RequestError(f"{name}: its constraint has served another request; make a new one.")
