@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from checkpoints import TINY
@@ -23,7 +25,7 @@ def scripted(*completions: list[int], context: int | None = None) -> tuple[LLM, 
     engine = ScriptedEngine(*completions)
     llm = LLM(
         name="scripted",
-        config=TINY,
+        config=replace(TINY, vocab_size=1024),
         generation=GenerationConfig(),
         tokenizer=TOKENIZER,
         engine=engine,  # type: ignore[arg-type]
