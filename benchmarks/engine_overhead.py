@@ -1,7 +1,7 @@
 """What does a step cost beside the model? Scheduler, arrays of the step, sampling parameters, block
 tables and delivery, at the size of nano, with a runner that computes nothing.
 
-    python benchmarks/engine_overhead.py [--sequences 1 4 16] [--steps 500]
+    python benchmarks/engine_overhead.py [--sequences 1 4 16 32] [--steps 500]
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ class NoModel:
 
 def decode_steps(num_sequences: int, num_steps: int) -> list[float]:
     """Seconds of each step in which `num_sequences` sequences draw one token each."""
-    resolved = plan(EngineConfig(), NANO, cache_itemsize=4)
+    config = EngineConfig(max_num_seqs=max(EngineConfig.max_num_seqs, num_sequences))
+    resolved = plan(config, NANO, cache_itemsize=4)
     engine, outputs = Engine(NoModel(resolved), resolved), list[TokenOutput]()
     for number in range(num_sequences):
-        engine.submit(Request(str(number), (1,) * PROMPT_TOKENS), outputs.extend)
+        prompt = (number,) * PROMPT_TOKENS  # no two alike, or the second would wait for the first
+        engine.submit(Request(str(number), prompt), outputs.extend)
     while len(engine.step()) < num_sequences:  # the prompts
         pass
     seconds: list[float] = []
@@ -67,7 +69,7 @@ def decode_steps(num_sequences: int, num_steps: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--steps", type=int, default=MOST_STEPS, help=f"at most {MOST_STEPS}")
     options = parser.parse_args()
     if not 1 <= options.steps <= MOST_STEPS:

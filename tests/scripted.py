@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import re
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
@@ -36,10 +37,31 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
     ]
 
 
+def oddly_tokenized(tokenizer: Tokenizer, text: str, seed: int) -> list[int]:
+    """As `tokens_of`, but of ordinary text seldom the tokens that an encoder gives."""
+    rng = random.Random(seed)
+    ids: list[int] = []
+    for piece in filter(None, _CONTROL.split(text)):
+        if _CONTROL.fullmatch(piece):
+            ids.append(tokenizer.encode_control(piece))
+            continue
+        while piece:
+            size = rng.randint(1, 5)
+            ids += tokenizer.encode(piece[:size])
+            piece = piece[size:]
+    return ids
+
+
+def logprob_of(token_id: int) -> float:
+    """Made up, another one for each token."""
+    return -(1 + token_id) / 64
+
+
 class ScriptedEngine:
     """Answers each request with the next of its completions, `chunk` tokens at a time.
 
     A completion that ends in a stop token of the request ends with STOP, another one with LENGTH.
+    Log-probabilities, if asked for, are `logprob_of` each token.
     """
 
     def __init__(self, *completions: Sequence[int], chunk: int = 1) -> None:
@@ -55,7 +77,15 @@ class ScriptedEngine:
         self.open_streams += 1
         try:
             for at in range(0, len(tokens), self._chunk):
-                yield TokenOutput(request.request_id, tuple(tokens[at : at + self._chunk]))
+                ids = tuple(tokens[at : at + self._chunk])
+                logprobs = tuple(map(logprob_of, ids)) if request.sampling.logprobs else ()
+                top = tuple(((i, logprob_of(i)),) for i in ids)
+                yield TokenOutput(
+                    request.request_id,
+                    ids,
+                    logprobs=logprobs,
+                    top_logprobs=top if request.sampling.top_logprobs else (),
+                )
             reason = FinishReason.STOP if stopped else FinishReason.LENGTH
             yield TokenOutput(request.request_id, finish_reason=reason)
         finally:

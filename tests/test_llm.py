@@ -26,6 +26,7 @@ from ossia.errors import (
     TokenizerError,
     UsageError,
 )
+from ossia.harmony.grammar import JsonSchemaFormat, RegexFormat
 from ossia.harmony.render import render_for_completion
 from ossia.llm import LLM
 from support import trained_tokenizer_json, write_tokenizer_json
@@ -156,6 +157,39 @@ def test_the_system_message_and_its_date(llm: LLM) -> None:
     assert len(today) == len("2026-01-02")
 
 
+WEATHER = Tool(
+    "weather",
+    "of a city",
+    {"type": "object", "properties": {"days": {"enum": [1, 2]}}, "required": ["days"]},
+)
+
+
+def test_a_random_model_calls_a_tool_with_arguments_of_its_schema(llm: LLM) -> None:
+    sampling = SamplingParams(seed=1, max_tokens=400, logit_bias=_ends_messages(llm))
+    turn = llm.chat("hello", tools=[WEATHER], tool_choice="weather", sampling=sampling)
+    assert turn.finish == "tool_calls" and not turn.diagnostics
+    assert [call.name for call in turn.tool_calls] == ["weather"]
+    assert json.loads(turn.tool_calls[0].arguments) in ({"days": 1}, {"days": 2})
+
+
+def test_a_random_model_answers_in_the_form_asked_for(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = JsonSchemaFormat(schema | {"additionalProperties": False}, name="verdict")
+    shown = llm.conversation("hello", response_format=form).messages[1].content[0]
+    assert [f.name for f in shown.response_formats] == ["verdict"]
+    sampling = SamplingParams(seed=1, max_tokens=400, logit_bias=_ends_messages(llm))
+    turn = llm.chat("hello", response_format=form, sampling=sampling)
+    assert json.loads(turn.content or "") in ({"ok": True}, {"ok": False})
+    completion = llm.generate("abc", response_format=RegexFormat("(yes|no)!"), sampling=SHORT)
+    assert completion.text in ("yes!", "no!") and completion.finish_reason is FinishReason.STOP
+
+
+def _ends_messages(llm: LLM) -> dict[int, float]:
+    """A bias under which a random model's messages are short."""
+    ends = (llm.tokenizer.control.end, *llm.tokenizer.encode("final"), *llm.tokenizer.encode(" to"))
+    return dict.fromkeys(ends, 9.0) | {llm.tokenizer.encode(" ")[0]: -20.0}
+
+
 def test_multi_turn_conversations_carry_on(llm: LLM) -> None:
     first = llm.conversation("one")
     turn = llm.chat(first, sampling=SHORT)
@@ -172,6 +206,9 @@ def test_multi_turn_conversations_carry_on(llm: LLM) -> None:
         ("x", {"effort": "extreme"}, UsageError, "low, medium or high"),
         ("x", {"stop": [""]}, RequestError, "empty"),
         ("x " * 6000, {}, RequestError, "4096"),
+        ("x", {"tool_choice": "required"}, RequestError, "no tool may be called"),
+        ("x", {"tool_choice": "nope"}, RequestError, "'nope', which is not offered"),
+        ("x", {"tools": [Tool("f", "", {"not": {}})]}, RequestError, "f: parameters.*keyword not"),
         (Conversation(), {"effort": Effort.HIGH}, ConversationError, "its own effort"),
     ],
 )

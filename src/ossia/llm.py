@@ -18,14 +18,26 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from ossia.agent.blocking import BlockingRunner
+from ossia.agent.budget import Budget
 from ossia.agent.events import Turn, TurnEnd, TurnEvent
+from ossia.agent.history import History
 from ossia.agent.stop_strings import StopStrings
 from ossia.agent.turn import run_turn
+from ossia.agent.turn_constraint import TurnConstraints
+from ossia.agent.watchdog import RepetitionLimits
 from ossia.engine.async_engine import AsyncEngine
 from ossia.engine.config import EngineConfig
 from ossia.engine.engine import Engine
 from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
 from ossia.errors import CheckpointError, ConversationError, UsageError
+from ossia.harmony.grammar import (
+    NamedTool,
+    OutputFormat,
+    ToolChoice,
+    TurnOptions,
+    shown_formats,
+    tool_choice_of,
+)
 from ossia.harmony.messages import (
     Conversation,
     DeveloperContent,
@@ -44,6 +56,8 @@ Prompt = str | Sequence[int]
 Messages = str | Conversation | Sequence[Message | Mapping[str, Any]]
 
 
+DEFAULT_REPETITION = RepetitionLimits()
+
 CLOSE_TIMEOUT_S = 2.0
 """How long `LLM.close` waits for the step in progress."""
 
@@ -54,14 +68,33 @@ class ChatOptions(TypedDict, total=False):
     effort: Effort | str
     instructions: str | None
     tools: Sequence[Tool]
+    tool_choice: ToolChoice | NamedTool | str
+    allowed_tools: Sequence[str] | None
+    strict: bool
+    response_format: OutputFormat | None
     date: datetime.date | str | None
     sampling: SamplingParams | None
     stop: Sequence[str]
+    reasoning_budget: int | None
+    """Tokens of reasoning after which the model is led on to its answer; None = no bound."""
+    answer_reserve: int
+    """Tokens of `max_tokens`, and of the context, that are kept for the answer, so that a bound
+    never leaves none; 0 = none."""
+    repetition: RepetitionLimits | None
+    """When a turn that goes in circles is ended; None = never."""
+    exact_history: bool
+    """Whether earlier turns stand in the prompt in the very tokens that the model wrote."""
+    scope: str
+    """Whoever must not see what others wrote: only turns of the same scope are remembered."""
+    message_ids: Mapping[int, str] | None
+    """Ids of messages, by index into the whole conversation, where they have any: of a tool call
+    its `call_id`, of another message its `Turn.message_ids`."""
 
 
 class GenerateOptions(TypedDict, total=False):
     """Options of `generate` in all its forms; `LLM.astream_generate` explains them."""
 
+    response_format: OutputFormat | None
     sampling: SamplingParams | None
     stop: Sequence[str]
     control_tokens: bool
@@ -133,14 +166,20 @@ class LLM:
         engine: AsyncEngine,
         card: ModelCard,
         kernels_name: str,
+        context: int | None = None,
     ) -> None:
+        """`context`: the most tokens that the engine takes, prompt and answer together."""
         self.name = name
+        self.constraints = TurnConstraints(tokenizer, config.vocab_size)
         self.config = config
         self.tokenizer = tokenizer
         self.card = card
         self.kernels_name = kernels_name
         self.default_sampling = _default_sampling(generation, tokenizer)
+        self.history = History()
+        """The tokens of earlier turns, for when their messages come back."""
         self._engine = engine
+        self._context = context
         self._blocking = BlockingRunner()
 
     # -- Conversation --------------------------------------------------------------------------
@@ -152,6 +191,7 @@ class LLM:
         effort: Effort | str = Effort.MEDIUM,
         instructions: str | None = None,
         tools: Sequence[Tool] = (),
+        response_format: OutputFormat | None = None,
         date: datetime.date | str | None = None,
     ) -> Conversation:
         """The conversation that `chat` renders: system and developer messages before `messages`.
@@ -176,9 +216,11 @@ class LLM:
             conversation_start_date=start,
         )
         head = [Message(Role.SYSTEM, (system,))]
-        if instructions is not None or tools:
+        formats = shown_formats(response_format)
+        if instructions is not None or tools or formats:
             functions = (ToolNamespace("functions", tools=tuple(tools)),) if tools else ()
-            head.append(Message(Role.DEVELOPER, (DeveloperContent(instructions, functions),)))
+            content = DeveloperContent(instructions, functions, formats)
+            head.append(Message(Role.DEVELOPER, (content,)))
         return Conversation((*head, *map(_message, messages)))
 
     def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Turn:
@@ -206,9 +248,19 @@ class LLM:
         effort: Effort | str = Effort.MEDIUM,
         instructions: str | None = None,
         tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | NamedTool | str = ToolChoice.AUTO,
+        allowed_tools: Sequence[str] | None = None,
+        strict: bool = True,
+        response_format: OutputFormat | None = None,
         date: datetime.date | str | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
+        reasoning_budget: int | None = None,
+        answer_reserve: int = 0,
+        repetition: RepetitionLimits | None = DEFAULT_REPETITION,
+        exact_history: bool = True,
+        scope: str = "",
+        message_ids: Mapping[int, str] | None = None,
     ) -> AsyncGenerator[TurnEvent, None]:
         """`stream_chat` for asynchronous callers.
 
@@ -218,18 +270,44 @@ class LLM:
         tokens come on top of the model's own. `stop` are strings before which the answer (not the
         reasoning) ends.
 
+        Where tools are offered, the turn follows a grammar: legal headers, and calls only to those
+        tools with arguments that satisfy their schema; `strict=False` leaves the model free.
+        `tool_choice`: "auto", "none", "required", or the tool to call by its name; `allowed_tools`:
+        the names of those that may be called. `response_format`: the form of the answer; a JSON
+        schema is also shown to the model, unless a whole `Conversation` is given. Any of the three
+        brings a grammar by itself.
+
+        How a turn is bounded and goes on from earlier ones stands at `ChatOptions`.
+
         Raises ConversationError for what cannot be rendered, RequestError for what the engine
         refuses, such as a prompt longer than the context.
         """
         conversation = self.conversation(
-            messages, effort=effort, instructions=instructions, tools=tools, date=date
+            messages,
+            effort=effort,
+            instructions=instructions,
+            tools=tools,
+            response_format=response_format,
+            date=date,
+        )
+        options = TurnOptions(
+            tool_choice=tool_choice_of(tool_choice),
+            allowed_tools=None if allowed_tools is None else tuple(allowed_tools),
+            strict=strict,
+            output_format=response_format,
         )
         return run_turn(
-            self._engine,
+            self.constraints.constrained(self._engine, conversation, options),
             self.tokenizer,
             conversation,
             sampling=self._sampling(sampling),
             stop=stop,
+            budget=Budget(reasoning_budget, answer_reserve),
+            repetition=repetition,
+            context=self._context,
+            history=self.history if exact_history else None,
+            scope=scope,
+            message_ids=message_ids,
         )
 
     # -- Raw completion ------------------------------------------------------------------------
@@ -256,6 +334,7 @@ class LLM:
         self,
         prompt: Prompt,
         *,
+        response_format: OutputFormat | None = None,
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         control_tokens: bool = False,
@@ -264,6 +343,7 @@ class LLM:
 
         `prompt`: token ids, or text. Spellings of control tokens in a text are mere text unless
         `control_tokens=True`: pass that for prompts of your own, never for what others wrote.
+        `response_format`: the form of the completion, from its first token to the end.
         """
         if isinstance(prompt, str):
             encode = (
@@ -274,6 +354,9 @@ class LLM:
             request_id=f"generate-{uuid.uuid4().hex}",
             prompt_ids=tuple(prompt),
             sampling=self._sampling(sampling),
+            constraint=None
+            if response_format is None
+            else self.constraints.for_completion(response_format),
         )
         collector = _CompletionCollector(self.tokenizer, request, stop)
         stream = self._engine.generate(request)
@@ -397,14 +480,16 @@ def load_opened(opened: OpenedModel, *, progress: Callable[[int, int], None] | N
     checkpoint, kernels = opened.checkpoint, opened.kernels
     assert opened.tokenizer is not None
     weights = opened.prepare(progress)
+    engine = Engine.for_model(checkpoint.config, kernels, weights, opened.engine)
     return LLM(
         name=opened.name,
         config=checkpoint.config,
         generation=checkpoint.generation,
         tokenizer=opened.tokenizer,
-        engine=AsyncEngine(Engine.for_model(checkpoint.config, kernels, weights, opened.engine)),
+        engine=AsyncEngine(engine),
         card=ModelCard.read(checkpoint.folder),
         kernels_name=kernels.name,
+        context=engine.plan.context,
     )
 
 

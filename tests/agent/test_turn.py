@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
@@ -19,7 +19,7 @@ from ossia.agent.events import (
     TurnFinish,
 )
 from ossia.agent.turn import run_turn
-from ossia.engine.request import SamplingParams
+from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
 from ossia.errors import ConversationError
 from ossia.harmony.messages import (
     Conversation,
@@ -31,7 +31,7 @@ from ossia.harmony.messages import (
     ToolNamespace,
 )
 from ossia.harmony.render import Drop, render_for_completion
-from scripted import ScriptedEngine, small_tokenizer, tokens_of
+from scripted import ScriptedEngine, oddly_tokenized, small_tokenizer, tokens_of
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
@@ -244,3 +244,68 @@ def test_leaving_early_closes_the_request() -> None:
 
     asyncio.run(leave())
     assert engine.open_streams == 0
+
+
+# -- Stop strings on what is shown ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_a_stop_string_over_several_tokens(chunk: int) -> None:
+    text = f"{FINAL.removeprefix('<|start|>assistant')}no stop here, stop there<|return|>"
+    ids = oddly_tokenized(TOKENIZER, text, 3)
+    engine = ScriptedEngine(ids, chunk=chunk)
+    turn = last_turn(engine, stop=["stop t"])
+    assert turn.content == "no stop here, "
+
+
+def last_turn(engine: ScriptedEngine, stop: Sequence[str]) -> Turn:
+    async def last() -> Turn:
+        stream = run_turn(engine, TOKENIZER, conversation(), sampling=SAMPLING, stop=stop)
+        events = [event async for event in stream]
+        assert isinstance(events[-1], TurnEnd)
+        return events[-1].turn
+
+    return asyncio.run(last())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize("stop", ["one.\n\nT", "\n\n", "e.\n\nTwo."])
+def test_a_stop_string_over_two_messages_of_the_answer(stop: str, chunk: int) -> None:
+    """Between them stands a blank line, which is shown, so it counts."""
+    completion = f"{ANALYSIS}x<|end|>{FINAL}Well, one.<|end|>{FINAL}Two. Three.<|return|>"
+    events, turn, _ = take_turn(completion, stop=[stop], chunk=chunk)
+    shown = "Well, one.\n\nTwo. Three."
+    shown = shown[: shown.index(stop)]
+    assert joined(events, TextDelta) == turn.content == shown
+    # What goes on in the conversation is what was shown, as one message.
+    assert [m.text for m in turn.messages] == ["x", shown]
+    assert turn.finish is TurnFinish.STOP
+
+
+def test_two_messages_of_the_answer_are_shown_whole_without_a_hit() -> None:
+    completion = f"{FINAL}One.\n<|end|>{FINAL}\nTwo.<|return|>"
+    _, turn, _ = take_turn(completion, stop=["\n\n\n\n\n"])
+    assert turn.content == "One.\n\n\n\nTwo."
+
+
+@pytest.mark.parametrize("stop", ["assistant", "<|end|>", "final", "analysis", "<|"])
+def test_headers_and_control_tokens_are_not_searched(stop: str) -> None:
+    completion = f"{ANALYSIS}think<|end|>{FINAL}Answer.<|return|>"
+    _, turn, _ = take_turn(completion, stop=[stop])
+    assert turn.content == "Answer."
+
+
+@pytest.mark.parametrize("reason", FinishReason)
+def test_every_end_of_a_generation_ends_the_turn(reason: FinishReason) -> None:
+    class Ending(ScriptedEngine):
+        async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+            ids = tuple(tokens_of(TOKENIZER, f"{ANALYSIS}x<|end|>{FINAL}Half an"))
+            yield TokenOutput(request.request_id, ids)
+            yield TokenOutput(request.request_id, diagnostics=("Why.",), finish_reason=reason)
+
+    turn = last_turn(Ending(), stop=[])
+    ended_from_outside = (FinishReason.CANCELLED, FinishReason.DEADLINE)
+    assert turn.finish == ("cancelled" if reason in ended_from_outside else reason.value)
+    assert turn.content == "Half an"
+    assert turn.finish.failed is reason.failed
+    assert "Why." in [line.text for line in turn.diagnostics]

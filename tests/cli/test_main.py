@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--tokens", "999999999"], 1, "token ids"),
         (["generate", "--prompt", "x", "--logprobs", "3"], 2, "--json"),
         (["generate", "--prompt", ""], 1, "empty"),
+        (["generate", "--prompt", "x", "--regex", "(a"], 1, "regular expression"),
+        (["generate", "--prompt", "x", "--regex", "a", "--lark", "b"], 2, "one of --json-schema"),
+        (["generate", "--prompt", "x", "--json-schema", "no/such.json"], 2, "Cannot read"),
         (["inspect", "no/such-model-anywhere"], 1, "ossia pull"),
     ],
 )
@@ -58,6 +62,15 @@ def test_errors_are_one_sentence_and_a_code(arguments: list[str], code: int, wor
     assert done.returncode == code, done
     assert words in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_generate_in_a_given_form(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [{"n": [1, 2]}]}')
+    done = ossia("generate", "--prompt", "x", "--json-schema", str(schema))
+    assert json.loads(done.stdout) == {"n": [1, 2]}, done.stderr
+    done = ossia("generate", "--prompt", "x", "--regex", "[ab]{3}", "--json")
+    assert re.fullmatch("[ab]{3}", json.loads(done.stdout)["text"]), done.stderr
 
 
 def test_a_defect_of_our_own_shows_no_stack_trace(

@@ -4,7 +4,9 @@ slots and block tables, so that any block given to two owners or freed too early
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from ossia.engine.engine import Engine
 from ossia.engine.model_runner import forward_input, sampling_batch
 from ossia.engine.request import Request, SamplingParams, TokenOutput
 from ossia.engine.scheduler import SchedulerOutput
+from ossia.engine.sequence import Sequence as EngineSequence
 from ossia.kernels.interface import NO_BLOCK, PagedIndex, SampledTokens
 from ossia.model.config import ModelConfig
 
@@ -44,37 +47,49 @@ def tiny_plan(model: ModelConfig | None = None, **config: object) -> EnginePlan:
     return plan(engine_config, model or tiny_model(), cache_itemsize=4)
 
 
-def next_token(token_ids: Sequence[int]) -> int:
-    """What the scripted model says after these tokens: all of them matter, and their order."""
-    state = 7
-    for token in token_ids:
-        state = (state * 31 + token + 1) % 1_000_003
-    return state % VOCAB
+def next_state(state: int, token: int) -> int:
+    """What the scripted model knows after one more token: all of them matter, and their order. It
+    says the state modulo VOCAB.
+    """
+    return (state * 31 + token + 1) % 1_000_003
+
+
+FIRST_STATE = 7
 
 
 def expected_answer(request: Request, context: int) -> tuple[int, ...]:
     """The answer by the definition: one token after another until a limit."""
     tokens, sampling = list(request.prompt_ids), request.sampling
     limit = min(context, len(tokens) + (sampling.max_tokens or context))
+    state = FIRST_STATE
+    for token in tokens:
+        state = next_state(state, token)
     while len(tokens) < limit:
-        tokens.append(next_token(tokens))
+        tokens.append(state % VOCAB)
+        state = next_state(state, tokens[-1])
         if tokens[-1] in sampling.stop_token_ids:
             break
     return tuple(tokens[len(request.prompt_ids) :])
 
 
 class ScriptedRunner:
-    """Draws `next_token` of what it reads back from its cache."""
+    """Stores what each position knows of the tokens before it and of their salt, as keys and values
+    do, and checks all that a step reads back: a block that is another's, or too old, or was written
+    behind other tokens, is found out.
+    """
 
     def __init__(self, plan: EnginePlan) -> None:
         self.plan = plan
         self.steps: list[SchedulerOutput] = []
+        self.num_tokens = 0
+        """Those that ran."""
         self.before: Callable[[SchedulerOutput], None] = lambda step: None
         """Called at the start of each step; may raise, block or record."""
         self.nan_requests: set[str] = set()
-        empty = np.full((2,), -1)  # token, position
-        self._full = np.tile(empty, (plan.num_full_blocks * plan.block_size, 1))
-        self._sliding = np.tile(empty, (plan.num_sliding_blocks * plan.block_size, 1))
+        nothing = np.full((1, 4), -1)  # token, position, state, salt
+        self._full = np.tile(nothing, (plan.num_full_blocks * plan.block_size, 1))
+        self._sliding = np.tile(nothing, (plan.num_sliding_blocks * plan.block_size, 1))
+        self._known: dict[str, tuple[EngineSequence, list[list[int]]]] = {}
 
     def run(self, step: SchedulerOutput) -> SampledTokens:
         self.steps.append(step)
@@ -82,20 +97,28 @@ class ScriptedRunner:
         inputs = forward_input(step, self.plan.block_size)
         assert inputs.num_tokens == step.num_tokens <= self.plan.max_num_batched_tokens
         assert inputs.full is not None and inputs.sliding is not None
-        stored = np.stack([inputs.ids_T, inputs.positions_T], axis=1)
+        self.num_tokens += inputs.num_tokens
+        rows = [self._rows(chunk.sequence) for chunk in step.chunks]
+        stored = np.array(
+            [
+                row
+                for known, chunk in zip(rows, step.chunks, strict=True)
+                for row in known[chunk.start : chunk.end]
+            ]
+        )
+        assert (stored[:, 0] == inputs.ids_T).all() and (stored[:, 1] == inputs.positions_T).all()
         for cache, index in ((self._full, inputs.full), (self._sliding, inputs.sliding)):
             slots = index.slot_mapping_T
             assert slots.min() >= 0 and len(set(slots.tolist())) == len(slots)
             cache[slots] = stored
         ids: list[int] = []
-        for row, chunk in enumerate(step.chunks):
-            seen = self._read(self._full, inputs.full, row, 0, chunk.end)
+        for row, (known, chunk) in enumerate(zip(rows, step.chunks, strict=True)):
+            self._check(self._full, inputs.full, row, known, 0, chunk.end)
             first = max(chunk.start - self.plan.window + 1, 0)
-            near = self._read(self._sliding, inputs.sliding, row, first, chunk.end)
-            assert near == seen[first:] == chunk.sequence.token_ids(first, chunk.end)
+            self._check(self._sliding, inputs.sliding, row, known, first, chunk.end)
             if chunk.num_samples:
                 failed = chunk.sequence.request_id in self.nan_requests
-                ids.append(-1 if failed else next_token(seen))
+                ids.append(-1 if failed else known[-1][2] % VOCAB)
         batch = sampling_batch(step)
         assert len(batch.seed) == len(ids) == len(inputs.logit_rows)
         alternatives = batch.top_logprobs
@@ -108,19 +131,35 @@ class ScriptedRunner:
             ],
         )
 
-    def _read(
-        self, cache: np.ndarray, index: PagedIndex, row: int, start: int, end: int
-    ) -> list[int]:
-        tokens: list[int] = []
-        for position in range(start, end):
-            block = int(index.block_tables_SB[row, position // self.plan.block_size])
-            assert block != NO_BLOCK, f"position {position} was freed or never stored"
-            token, stored_at = cache[
-                block * self.plan.block_size + position % self.plan.block_size
-            ].tolist()
-            assert stored_at == position, f"position {position} was overwritten by {stored_at}"
-            tokens.append(token)
-        return tokens
+    def _rows(self, sequence: EngineSequence) -> list[list[int]]:
+        """What is stored for each token of a sequence."""
+        name = sequence.request_id
+        if len(self._known) > 200:
+            self._known.clear()
+        if name not in self._known or self._known[name][0] is not sequence:
+            self._known[name] = (sequence, [])
+        known = self._known[name][1]
+        salt = zlib.crc32(sequence.request.cache_salt.encode())
+        state = known[-1][2] if known else FIRST_STATE
+        for token in sequence.token_ids(len(known), sequence.num_tokens):
+            state = next_state(state, token)
+            known.append([token, len(known), state, salt])
+        return known
+
+    def _check(
+        self,
+        cache: np.ndarray,
+        index: PagedIndex,
+        row: int,
+        known: list[list[int]],
+        start: int,
+        end: int,
+    ) -> None:
+        blocks, offsets = np.divmod(np.arange(start, end), self.plan.block_size)
+        blocks = index.block_tables_SB[row, blocks]
+        assert (blocks != NO_BLOCK).all(), "a position was freed or never stored"
+        read = cache[blocks * self.plan.block_size + offsets]
+        assert (read == known[start:end]).all(), "a position was written by another"
 
 
 class Recorder:
@@ -151,6 +190,10 @@ class Recorder:
 
 def request(name: str, prompt: Sequence[int], **sampling: object) -> Request:
     return Request(name, tuple(prompt), SamplingParams(**sampling))  # type: ignore[arg-type]
+
+
+def salted(name: str, prompt: Sequence[int], salt: str, **sampling: object) -> Request:
+    return replace(request(name, prompt, **sampling), cache_salt=salt)
 
 
 def drain(engine: Engine, limit: int = 10_000) -> None:

@@ -42,7 +42,6 @@ async def until_idle(engine: AsyncEngine) -> None:
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
     assert stats.free_full_blocks == engine.engine.plan.num_full_blocks
-    assert stats.free_sliding_blocks == engine.engine.plan.num_sliding_blocks
     engine.engine.check_integrity()
 
 
@@ -58,7 +57,7 @@ def test_many_consumers_at_once():
             )
             for n in range(100)
         ]
-        engine, _ = make(debug=True)
+        engine, _ = make()
         async with engine:
             whole = await asyncio.gather(*(read(engine, each) for each in requests))
             for each, output in zip(requests, whole, strict=True):
@@ -132,7 +131,7 @@ def test_leaving_early_cancels_and_frees(how: str):
 def test_readers_that_leave_at_random_moments(seed: int):
     async def main() -> None:
         rng = random.Random(seed)
-        engine, _ = make(debug=True)
+        engine, _ = make()
 
         async def visit(n: int) -> None:
             each = request(f"r{n}", [n % VOCAB] * rng.randint(1, 30), max_tokens=20)

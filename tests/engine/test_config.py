@@ -29,8 +29,41 @@ def test_20b_holds_one_whole_context_by_default():
     assert resolved.num_full_blocks * 32 >= 131072
     total = (resolved.num_full_blocks + resolved.num_sliding_blocks) * 32 * 24576
     assert resolved.cache_bytes == total <= 4 * 2**30 < total + 32 * 24576
-    # The sliding group does not grow with the context: 16 sequences of 6 blocks, 512 new tokens.
-    assert resolved.num_sliding_blocks == 16 * 6 + 512 // 32
+    # The sliding group does not grow with the context: 16 sequences of 6 blocks, 512 new tokens,
+    # 64 checkpoints of 4 blocks.
+    assert resolved.num_sliding_blocks == 16 * 6 + 512 // 32 + 64 * 4
+
+
+def test_the_whole_context_of_20b_takes_3_gib_and_not_twice_that():
+    config = EngineConfig(max_num_seqs=1, max_model_len=131072, max_checkpoints=0)
+    resolved = plan(config, GPT_OSS_20B, cache_itemsize=2)
+    # FACTS.md: 3.0 GiB, and 1.5 MiB for each 64 of the positions that sliding layers still see.
+    assert resolved.num_full_blocks * 32 == 131072
+    sliding = (6 + 512 // 32) * 32 * 24576
+    assert resolved.cache_bytes == 3 * 2**30 + sliding
+    assert sliding < 17 * 2**20
+    all_layers = 2 * 131072 * 24576
+    assert all_layers == 6 * 2**30
+
+
+def test_a_checkpoint_of_20b_takes_3_mib_and_64_are_kept_by_default():
+    with_them = plan(EngineConfig(), GPT_OSS_20B, cache_itemsize=2)
+    without = plan(EngineConfig(max_checkpoints=0), GPT_OSS_20B, cache_itemsize=2)
+    off = plan(EngineConfig(prefix_cache=False), GPT_OSS_20B, cache_itemsize=2)
+    blocks = with_them.num_sliding_blocks - without.num_sliding_blocks
+    assert blocks * 32 * 24576 == 64 * 3 * 2**20
+    assert off.num_sliding_blocks == without.num_sliding_blocks
+
+
+def test_checkpoints_leave_the_context_its_room():
+    for cache_bytes in (2**30, 300 * 2**20, 100 * 2**20):
+        config = EngineConfig(cache_bytes=cache_bytes)
+        with_them = plan(config, GPT_OSS_20B, cache_itemsize=2)
+        kept = with_them.num_sliding_blocks - (16 * 6 + 512 // 32)
+        assert kept * 32 * 24576 <= cache_bytes // 16
+        assert with_them.cache_bytes <= cache_bytes
+    small = plan(EngineConfig(cache_tokens=160), GPT_OSS_20B, cache_itemsize=2)
+    assert small.num_sliding_blocks == 16 * 6 + 512 // 32 + 5  # no more than the full group
 
 
 def test_a_small_model_gets_a_whole_context_for_every_sequence():
@@ -101,6 +134,7 @@ def test_models_with_layers_of_one_kind_only(sliding: tuple[bool, ...]):
         {"cache_tokens": 1},
         {"max_model_len": 1},
         {"max_queue": -1},
+        {"max_checkpoints": -1},
         {"max_num_seqs": 17, "max_num_batched_tokens": 16},
     ],
 )

@@ -59,8 +59,9 @@ def test_gpt_oss_20b_line_by_line(gpt_oss_20b: Checkpoint) -> None:
     plan = planned(gpt_oss_20b)
     assert line(plan, "experts in MXFP4") == EXPERTS * 17 // 32
     assert line(plan, "dense tensors in int8") == MATRICES * 34 // 32
-    # 12 layers that see all and 12 that see 128 positions, while a chunk of 512 goes through.
-    full, sliding = 8192 * 12 * 2048, (6 + 16) * 32 * 12 * 2048
+    # 12 layers that see all and 12 that see 128 positions, while a chunk of 512 goes through; and
+    # 64 checkpoints of 4 blocks.
+    full, sliding = 8192 * 12 * 2048, (6 + 16 + 64 * 4) * 32 * 12 * 2048
     assert plan.cache == line(plan, "keys and values of 8,192 tokens") == full + sliding
     assert not any("embedding" in item.what for item in plan.items)  # its rows are read
     assert line(plan, "Python") == 60_000_000
@@ -71,7 +72,8 @@ def test_gpt_oss_20b_line_by_line(gpt_oss_20b: Checkpoint) -> None:
 def test_other_settings_of_the_kernels(gpt_oss_20b: Checkpoint) -> None:
     int8, exact = planned(gpt_oss_20b), planned(gpt_oss_20b, EXACT)
     assert line(exact, "dense tensors as stored") == MATRICES * 2
-    assert exact.cache == 2 * int8.cache  # float32
+    # float32; and of 4 GiB no more than a sixteenth for checkpoints, 170 blocks of 1.5 MiB.
+    assert exact.cache == 2 * (8192 + (6 + 16 + 170) * 32) * 12 * 2048
     paged = planned(gpt_oss_20b, replace(INT8, expert_bytes=3_000_000_000))
     assert line(paged, "experts in MXFP4, those used last") == 3_000_000_000
     assert int8.total - paged.total == EXPERTS * 17 // 32 - 3_000_000_000

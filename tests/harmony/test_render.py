@@ -7,6 +7,7 @@ are what a reviewer approved). Where openai-harmony is right they are held again
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from ossia.harmony.messages import (
 )
 from ossia.harmony.render import (
     Drop,
+    dropped_messages,
     render_for_completion,
     render_for_training,
     render_message,
@@ -483,3 +485,97 @@ def test_what_harmony_cannot_express_is_refused(message: Message, sentence: str)
 def test_goldens_have_no_strays() -> None:
     names = {*PROMPTS, *OURS_ALONE, *(f"training_{name}" for name in TRAINING)}
     assert {path.stem for path in GOLDENS.iterdir()} == names
+
+
+# -- Messages as they were sampled ----------------------------------------------------------------
+
+
+def retokenized(tokenizer: Tokenizer, ids: Sequence[int], rng: random.Random) -> list[int]:
+    """The same bytes, ordinary text cut elsewhere than the encoder does."""
+    out: list[int] = []
+    for is_control, text in segments(tokenizer, ids)[:-1]:  # without its sentinel
+        if is_control:
+            out.append(tokenizer.encode_control(text))
+            continue
+        while text:
+            size = rng.randint(1, 4)
+            out += tokenizer.encode(text[:size])
+            text = text[size:]
+    return out
+
+
+@pytest.mark.parametrize("drop", Drop)
+@pytest.mark.parametrize("scrambled", [False, True])
+def test_sampled_messages_stand_in_the_prompt_as_they_are(drop: Drop, scrambled: bool) -> None:
+    """The same text, what is dropped is the same, and each message's tokens are its own."""
+    tokenizer, rng = small_tokenizer(scrambled), random.Random(1)
+    conversation = Conversation((*THREE_TURNS, said("final", "Three."), user("Four?")))
+    plain = render_for_completion(tokenizer, conversation, drop=drop)
+    sampled: dict[int, list[int]] = {}
+    for i, message in enumerate(conversation.messages):
+        if message.role is Role.ASSISTANT:
+            ids = render_message(tokenizer, message).token_ids
+            sampled[i] = retokenized(tokenizer, ids, rng)
+            if rng.random() < 0.5:  # as the first message of a generation, without its start
+                at = next(n for n, t in enumerate(sampled[i][1:], 1) if tokenizer.is_control(t))
+                header = tokenizer.decode(sampled[i][1:at])
+                sampled[i][:at] = tokenizer.encode(header.removeprefix("assistant"))
+            if sampled[i][-1] == tokenizer.control.end and message.channel == "final":
+                sampled[i][-1] = tokenizer.control.return_
+    spliced = render_for_completion(tokenizer, conversation, drop=drop, sampled=sampled)
+    assert tokenizer.decode(spliced.token_ids) == tokenizer.decode(plain.token_ids)
+    assert spliced.token_ids != plain.token_ids
+    assert tokenizer.control.return_ not in spliced.token_ids
+    kept = [i for i in range(len(conversation.messages)) if i not in dropped_messages(
+        conversation.messages, drop
+    )]  # fmt: skip
+    assert len(kept) == len(spliced.boundaries)
+    for i, begin, end in zip(kept, (0, *spliced.boundaries), spliced.boundaries, strict=False):
+        if i in sampled:
+            body = sampled[i][:-1]
+            assert list(spliced.token_ids[begin:end])[-1 - len(body) : -1] == body
+
+
+@pytest.mark.parametrize("name", PROMPTS | OURS_ALONE)
+def test_boundaries_are_where_messages_end(name: str) -> None:
+    tokenizer = small_tokenizer(True)
+    messages = (PROMPTS | OURS_ALONE)[name]
+    rendered = render_for_completion(tokenizer, Conversation(messages), sampled={})
+    assert rendered == render_for_completion(tokenizer, Conversation(messages))
+    stops = tokenizer.control.stop_ids
+    ends = [i + 1 for i, token in enumerate(rendered.token_ids) if token in stops]
+    assert list(rendered.boundaries) == ends
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        "",
+        "text",
+        "<|end|>",
+        "<|message|>no header, no end",
+        "<|channel|>final<|message|>a<|end|>b<|end|>",
+        "<|channel|>final<|message|>a<|start|>user<|message|>b<|end|>",
+        "<|channel|>final<|message|>a<|call|>",
+        "<|channel|>final<|end|>",
+        "<|channel|>final<|message|><|message|>a<|end|>",
+        "<|start|>user<|message|>a<|end|>",
+        "<|start|>system<|message|>a<|end|>",
+        "<|start|>assistant<|start|>assistant<|channel|>final<|message|>a<|end|>",
+        "<|startoftext|><|channel|>final<|message|>a<|end|>",
+    ],
+)
+def test_sampled_tokens_that_are_not_one_message_are_refused(ids: str) -> None:
+    tokenizer = small_tokenizer(True)
+    conversation = Conversation((user("q"), said("final", "a")))
+    with pytest.raises(ConversationError, match=r"messages\[1\]: its sampled tokens"):
+        render_for_completion(
+            tokenizer, conversation, sampled={1: tokenizer.encode_with_controls(ids)}
+        )
+
+
+def test_only_the_assistants_messages_were_sampled() -> None:
+    tokenizer = small_tokenizer(True)
+    sampled = {0: tokenizer.encode_with_controls("<|channel|>final<|message|>a<|end|>")}
+    with pytest.raises(ConversationError, match=r"messages\[0\]"):
+        render_for_completion(tokenizer, Conversation((user("q"),)), sampled=sampled)

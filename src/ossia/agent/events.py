@@ -22,8 +22,17 @@ class TurnFinish(StrEnum):
     LENGTH = "length"
     """`max_tokens` or the context was reached; what there is of the answer may be incomplete."""
     CANCELLED = "cancelled"
+    REPETITION = "repetition"
+    """The model repeated itself and would not have come to an end."""
+    NAN = "nan"
+    """The model's numbers are no numbers: no token can be drawn from them."""
     ERROR = "error"
     """The engine failed; `Turn.diagnostics` says how."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the model or the engine broke down: what there is of the turn is no result."""
+        return self in (TurnFinish.NAN, TurnFinish.ERROR)
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,39 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A token that might have stood in another one's place."""
+
+    token_id: int
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of a text that is shown. The bytes of all of them, decoded with U+FFFD for what is no
+    UTF-8, are that text.
+    """
+
+    text: str
+    """What of it is shown; U+FFFD for a part of a character."""
+    bytes: bytes
+    token_id: int | None
+    """None for text that the model did not write: the blank line between two messages."""
+    logprob: float | None
+    """Natural logarithm, under the unmodified distribution; None where `token_id` is."""
+    top: tuple[Alternative, ...] = ()
+    """The most probable first."""
+
+
+@dataclass(frozen=True)
 class ReasoningDelta:
     """Raw chain of thought: for developers, not for end users."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """If asked for: of the tokens that this text completes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +100,7 @@ class PreambleDelta:
     """Visible commentary before a tool call."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +108,7 @@ class TextDelta:
     """The answer."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +136,15 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TurnLogprobs:
+    """Per token of each text of the turn; headers and control tokens are left out."""
+
+    reasoning: tuple[TokenLogprob, ...]
+    preamble: tuple[TokenLogprob, ...]
+    content: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Turn:
     """All of a turn: what was thought, said and called, and how it ended."""
 
@@ -108,9 +157,13 @@ class Turn:
     messages: tuple[Message, ...]
     """What to append to the conversation for the next turn."""
     token_ids: tuple[int, ...]
-    """The tokens as sampled."""
+    """The tokens as sampled, and those headers that a budget put between them."""
     usage: Usage
     diagnostics: tuple[Diagnostic, ...] = ()
+    message_ids: tuple[str, ...] = ()
+    """One per message: its id in the history; of a call its `call_id`."""
+    logprobs: TurnLogprobs | None = None
+    """None unless asked for."""
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,14 @@ class ChatSession:
     def answer(self, text: str) -> None:
         """Show one turn. Raises EngineError when it failed, KeyboardInterrupt on Ctrl-C."""
         turn = self._turn(text)
-        if turn.finish is TurnFinish.ERROR:
+        if turn.finish.failed:
             raise _failure(turn)
 
     def answer_as_json(self, text: str) -> None:
         """Print one turn as a JSON object."""
         turn = self._llm.chat(self._asking(text), sampling=self._sampling, stop=self._stop)
         print(json.dumps(_turn_json(turn, self._hide_reasoning), ensure_ascii=False))
-        if turn.finish is TurnFinish.ERROR:
+        if turn.finish.failed:
             raise _failure(turn)
 
     # -- A conversation ------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class ChatSession:
             if isinstance(event, TurnEnd):
                 turn = event.turn
         assert turn is not None  # every turn ends with TurnEnd
-        if turn.finish not in (TurnFinish.ERROR, TurnFinish.CANCELLED):
+        if not turn.finish.failed and turn.finish is not TurnFinish.CANCELLED:
             self._conversation = Conversation((*asked.messages, *turn.messages))
         return turn
 
@@ -200,6 +200,8 @@ class TurnScreen:
     def _end(self, turn: Turn) -> None:
         if turn.finish is TurnFinish.LENGTH:
             print("(cut: --max-tokens or the model's context was reached)", file=sys.stderr)
+        elif turn.finish is TurnFinish.REPETITION:
+            print("(ended: the model repeated itself)", file=sys.stderr)
         elif turn.finish is TurnFinish.TOOL_CALLS:
             print("(the model asks for a tool; this chat offers none)", file=sys.stderr)
         elif turn.content is None and not turn.preamble:

@@ -312,7 +312,7 @@ def _examine_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Iterator[Fi
 
 def _ask(llm: LLM) -> Iterator[Finding]:
     """After a rendered question an assistant opens a channel, or names a recipient first."""
-    from ossia.engine.request import FinishReason, SamplingParams
+    from ossia.engine.request import SamplingParams
     from ossia.harmony.render import render_for_completion
 
     tokenizer = llm.tokenizer
@@ -323,7 +323,7 @@ def _ask(llm: LLM) -> Iterator[Finding]:
     except OssiaError as error:
         yield Finding("model", Status.PROBLEM, str(error))
         return
-    if completion.finish_reason is FinishReason.ERROR or not completion.token_ids:
+    if completion.finish_reason.failed or not completion.token_ids:
         reason = "; ".join(completion.diagnostics) or "it gave no token"
         yield Finding("model", Status.PROBLEM, f"a forward pass failed: {reason}", _REFETCH)
         return

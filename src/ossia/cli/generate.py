@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ossia.cli import options, terminal
 from ossia.cli.memory import show_memory
 from ossia.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from ossia.harmony.grammar import OutputFormat
 
 
 def generate(
@@ -46,6 +50,17 @@ def generate(
             help="With --json: log-probability of each token and this many alternatives.",
         ),
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option("--json-schema", metavar="FILE", help="The text is JSON of this schema."),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option("--regex", help="The whole text matches this expression.")
+    ] = None,
+    lark: Annotated[
+        Path | None,
+        typer.Option("--lark", metavar="FILE", help="The text follows this Lark grammar."),
+    ] = None,
     vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
     threads: options.ThreadsOption = None,
@@ -63,8 +78,6 @@ def generate(
     The tokens after `ossia harmony render`'s text are those that `ossia chat` gets.
     """
     from dataclasses import replace
-
-    from ossia.engine.request import FinishReason
 
     chosen = options.ModelOptions(
         model=model,
@@ -87,6 +100,7 @@ def generate(
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs prints numbers for programs to read; add --json.")
     given = _parse_tokens(tokens) if tokens is not None else _read_prompt(prompt or "")
+    response_format = _response_format(json_schema, regex, lark)
     with options.load_model(chosen.open(), quiet=as_json) as llm:
         sampling = options.sampling_of(
             llm,
@@ -101,7 +115,11 @@ def generate(
             sampling = replace(sampling, logprobs=True, top_logprobs=logprobs)
         completion = None
         stream = llm.stream_generate(
-            given, sampling=sampling, stop=stop or (), control_tokens=not literal
+            given,
+            response_format=response_format,
+            sampling=sampling,
+            stop=stop or (),
+            control_tokens=not literal,
         )
         for chunk in stream:
             if not as_json:
@@ -114,8 +132,26 @@ def generate(
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
             terminal.write("\n")
-        if completion.finish_reason is FinishReason.ERROR:  # what was generated stands above
+        if completion.finish_reason.failed:  # what was generated stands above
             raise EngineError("; ".join(completion.diagnostics) or "The engine failed.")
+
+
+def _response_format(
+    json_schema: Path | None, regex: str | None, lark: Path | None
+) -> OutputFormat | None:
+    from ossia.harmony.grammar import JsonSchemaFormat, LarkFormat, RegexFormat
+    from ossia.harmony.messages import parse_json
+
+    if sum(given is not None for given in (json_schema, regex, lark)) > 1:
+        raise UsageError("Give one of --json-schema, --regex and --lark.")
+    try:
+        if json_schema is not None:
+            return JsonSchemaFormat(parse_json(json_schema.read_bytes()))
+        if lark is not None:
+            return LarkFormat(lark.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {json_schema or lark}: {error}.") from None
+    return None if regex is None else RegexFormat(regex)
 
 
 def _read_prompt(prompt: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,21 +52,41 @@ class EngineStats:
     waiting: int
     running: int
     free_full_blocks: int
+    """That no request holds: also those that only the prefix cache keeps."""
+    cached_full_blocks: int
+    """Of these, what the prefix cache keeps for requests to come."""
     free_sliding_blocks: int
+    checkpoints: int
+    """Places at which a request that begins alike can go on."""
+    prompt_tokens: int
+    """Of all requests that began to run."""
+    cached_tokens: int
+    """Of these, the tokens whose keys and values came from the prefix cache."""
     prefill_tokens: int
-    """Prompt tokens that ran through the model."""
+    """Prompt tokens that ran through the model, each time that they did."""
     decode_tokens: int
     """Tokens drawn."""
+    recomputed_tokens: int
+    """Tokens that ran again because their request was preempted."""
+    preemptions: int
+    evicted_blocks: int
+    """Blocks of the full group that the prefix cache had to give up."""
+    evicted_checkpoints: int
+    deadline_ends: int
     steps: int
 
 
 class Engine:
     """Serves many requests with one model. All methods may be called from any thread."""
 
-    def __init__(self, runner: Runner, plan: EnginePlan) -> None:
+    def __init__(
+        self, runner: Runner, plan: EnginePlan, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock`: seconds, for the deadlines of requests."""
         self.plan = plan
         self._runner = runner
-        self._scheduler = Scheduler(plan)  # only touched inside _scheduling()
+        self._clock = clock
+        self._scheduler = Scheduler(plan, clock=clock)  # only touched inside _scheduling()
         self._num_steps = 0
         self._thread: threading.Thread | None = None
         self._stepping = threading.Lock()
@@ -102,6 +123,8 @@ class Engine:
         after `close()`.
         """
         sequence = Sequence.of(request, self.plan)
+        if request.deadline_s is not None:
+            sequence.deadline = self._clock() + request.deadline_s
         with self._mailbox:
             if self._failure is not None:
                 raise EngineError(f"The engine has stopped: {self._failure}")
@@ -132,7 +155,7 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """One step: take the mail, schedule, run, update, deliver. Returns what was delivered."""
         with self._scheduling():
-            outputs = self._take_mail()
+            outputs = self._take_mail() + self._scheduler.end_late()
             self._deliver(outputs)  # who cancels need not wait for the model
             step = self._scheduler.schedule()
             if step.chunks:
@@ -185,18 +208,32 @@ class Engine:
         self.close()
 
     def stats(self) -> EngineStats:
-        scheduler = self._scheduler
+        scheduler, cache = self._scheduler, self._scheduler.blocks.cache
         with self._mailbox:
             submitted = len(self._submitted)
         return EngineStats(
             waiting=submitted + len(scheduler.waiting),
             running=len(scheduler.running),
-            free_full_blocks=scheduler.blocks.full.pool.num_free,
+            free_full_blocks=scheduler.blocks.num_available,
+            cached_full_blocks=len(cache.idle),
             free_sliding_blocks=scheduler.blocks.sliding.pool.num_free,
+            checkpoints=len(cache.checkpoints),
+            prompt_tokens=scheduler.num_prompt_tokens,
+            cached_tokens=scheduler.num_cached_tokens,
             prefill_tokens=scheduler.num_prefill_tokens,
             decode_tokens=scheduler.num_decode_tokens,
+            recomputed_tokens=scheduler.num_recomputed_tokens,
+            preemptions=scheduler.num_preemptions,
+            evicted_blocks=cache.num_evicted_blocks,
+            evicted_checkpoints=cache.num_evicted_checkpoints,
+            deadline_ends=scheduler.num_deadline_ends,
             steps=self._num_steps,
         )
+
+    def clear_cache(self) -> None:
+        """Forget what ended requests left behind; waits for the step in progress."""
+        with self._scheduling():
+            self._scheduler.blocks.cache.clear()
 
     def check_integrity(self) -> None:
         """Assert that blocks, tables and sequences agree; waits for the step in progress."""
@@ -235,6 +272,9 @@ class Engine:
             request_ids = [chunk.sequence.request_id for chunk in step.chunks]
             diagnostic = f"The step failed: {_describe(error)}"
             return self._scheduler.end(request_ids, FinishReason.ERROR, diagnostic)
+        except BaseException:  # an interrupt of a step by hand
+            self._scheduler.retract(step)
+            raise
         return self._scheduler.update(step, sampled)
 
     def _deliver(self, outputs: Iterable[TokenOutput]) -> None:
@@ -277,10 +317,12 @@ class Engine:
             self._fail(_describe(error))
 
     def _await_work(self) -> bool:
-        """Sleep until there is something to do; False when the engine is to close."""
+        """Sleep until there is something to do; False when the engine is to close. Before that all
+        tables are checked: a defect must come to light before it gives anyone wrong tokens.
+        """
+        if not self.has_work:
+            self.check_integrity()
         with self._mailbox:
-            if self.plan.debug and not self.has_work:
-                self._scheduler.check_integrity()
             self._mailbox.wait_for(lambda: self._closing or self.has_work)
             return not self._closing
 

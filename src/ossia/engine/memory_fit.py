@@ -22,6 +22,8 @@ _LEAST_HOT_LAYERS = 4
 """Paging needs room for what this many layers route a token to, or it would only wait."""
 _PAGING_SHARE = 0.95
 """Of the usable memory: what is being read needs some too."""
+_PAGED_CHECKPOINTS = 8
+"""Where experts are read from disk, they need the memory more than prefixes do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ class MemoryRequest:
         if self.kernels.name != "native" or not self.use_mmap or self.usable is None:
             return None
         least = self._least_context(config)
-        config = replace(config, max_model_len=least, cache_tokens=config.cache_tokens or least)
+        config = replace(
+            config,
+            max_model_len=least,
+            cache_tokens=config.cache_tokens or least,
+            max_checkpoints=min(config.max_checkpoints, _PAGED_CHECKPOINTS),
+        )
         resident = replace(self.kernels, expert_bytes=0)
         rest = replace(self, kernels=resident).planned(config).total
         expert_bytes = int(self.usable * _PAGING_SHARE) - rest

@@ -1,21 +1,31 @@
 """One step of the model: `SchedulerOutput` → `ForwardInput` → logits → the tokens drawn.
 
 Holds what a step needs beside its input: kernels, weights and cache. It decides nothing and
-remembers nothing between steps but the keys and values.
+remembers nothing between steps but the keys and values. What constrained requests may draw is known
+before the step runs, so their masks are filled by another thread while it does.
 
-Legend as in `kernels.interface`: T tokens of the step, S sequences, B blocks of a sequence.
+Legend as in `kernels.interface`: T tokens of the step, S sequences, B blocks of a sequence, W words
+of a mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from ossia.engine.config import EnginePlan
 from ossia.engine.scheduler import ScheduledChunk, SchedulerOutput
 from ossia.engine.sequence import Sequence
-from ossia.kernels.interface import NO_BLOCK, Kernels, PagedIndex, SampledTokens, SamplingBatch
+from ossia.kernels.interface import (
+    NO_BLOCK,
+    Handle,
+    Kernels,
+    PagedIndex,
+    SampledTokens,
+    SamplingBatch,
+)
 from ossia.model.inputs import ForwardInput
 from ossia.model.transformer import Architecture, Weights, forward
 
@@ -30,6 +40,9 @@ class ModelRunner:
         self._kernels = kernels
         self._weights = weights
         self._block_size = plan.block_size
+        self._vocab_size = plan.vocab_size
+        # One thread: it competes with the kernels' own for the cores. Started by its first use.
+        self._mask_thread = ThreadPoolExecutor(1, "ossia-masks")
         self._cache = kernels.allocate_cache(
             architecture.cache_spec(
                 num_full_blocks=plan.num_full_blocks,
@@ -42,14 +55,40 @@ class ModelRunner:
         """Compute the step's tokens and draw one token per row that gives logits, in the order of
         the chunks. Also waits for a step that draws nothing.
         """
-        logits = forward(
+        masks = self._begin_masks(step)
+        if masks is None:
+            return self._kernels.sample(self._forward(step), sampling_batch(step))
+        try:
+            logits = self._forward(step)
+            self._kernels.to_host(logits)  # an op may be lazy: it is to run now, beside the masks
+        finally:  # a constraint is never left in two threads' hands
+            masks_SW = masks.result()
+        return self._kernels.sample(logits, sampling_batch(step, masks_SW))
+
+    def _forward(self, step: SchedulerOutput) -> Handle:
+        return forward(
             self._architecture,
             self._kernels,
             self._weights,
             forward_input(step, self._block_size),
             cache=self._cache,
         )
-        return self._kernels.sample(logits, sampling_batch(step))
+
+    def _begin_masks(self, step: SchedulerOutput) -> Future[np.ndarray] | None:
+        """The masks of the step's rows in the making; None when every token may come next."""
+        rows = [chunk.sequence for chunk in step.chunks if chunk.num_samples]
+        if all(sequence.request.constraint is None for sequence in rows):
+            return None
+        return self._mask_thread.submit(fill_masks, rows, self._vocab_size)
+
+
+def fill_masks(rows: Rows[Sequence], vocab_size: int) -> np.ndarray:
+    """`SamplingBatch.masks_SW` for the next token of each sequence."""
+    masks_SW = np.full((len(rows), -(-vocab_size // 32)), 0xFFFFFFFF, np.uint32)
+    for mask_W, sequence in zip(masks_SW, rows, strict=True):
+        if sequence.request.constraint is not None:
+            sequence.request.constraint.fill(mask_W)
+    return masks_SW
 
 
 def forward_input(step: SchedulerOutput, block_size: int) -> ForwardInput:
@@ -111,7 +150,7 @@ def _paged_index(
     return PagedIndex(slot_mapping_T=slot_mapping_T, block_tables_SB=block_tables_SB)
 
 
-def sampling_batch(step: SchedulerOutput) -> SamplingBatch:
+def sampling_batch(step: SchedulerOutput, masks_SW: np.ndarray | None = None) -> SamplingBatch:
     """How the token after each of the step's logit rows is drawn."""
     sequences = [chunk.sequence for chunk in step.chunks if chunk.num_samples]
     params = [sequence.request.sampling for sequence in sequences]
@@ -129,6 +168,7 @@ def sampling_batch(step: SchedulerOutput) -> SamplingBatch:
         output_ids=[sequence.output_ids for sequence in sequences],
         logit_bias=[p.logit_bias for p in params],
         top_logprobs=[_alternatives(sequence) for sequence in sequences],
+        masks_SW=masks_SW,
     )
 
 

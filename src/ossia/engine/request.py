@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ossia.engine.constraint import TokenConstraint
 from ossia.errors import RequestError
 
 
@@ -19,9 +20,18 @@ class FinishReason(StrEnum):
     """A stop token was drawn; it is the last of the token ids."""
     LENGTH = "length"
     """`max_tokens`, or the model's context, was reached."""
+    DEADLINE = "deadline"
+    """`deadline_s` had passed; `diagnostics` says how far the request had come."""
     CANCELLED = "cancelled"
+    NAN = "nan"
+    """No token can be drawn: the logits hold NaN or allow none."""
     ERROR = "error"
-    """The step failed or the logits held NaN; `diagnostics` says what happened."""
+    """The step failed; `diagnostics` says what happened."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the model or the engine broke down: what came before is no result."""
+        return self in (FinishReason.NAN, FinishReason.ERROR)
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,20 @@ class SamplingParams:
 class Request:
     request_id: str
     prompt_ids: tuple[int, ...]
+    constraint: TokenConstraint | None = field(default=None, kw_only=True)
+    """What the answer may be; it serves this request alone."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    """The higher goes first, and is preempted last; within one, first come, first served."""
+    deadline_s: float | None = None
+    """Seconds from its submission after which the request is ended; looked at between steps."""
+    cache_salt: str = ""
+    """Only requests of the same salt share cached keys and values, so that nobody can find out by
+    time or by `cached_tokens` what another has asked."""
+    checkpoints: tuple[int, ...] = ()
+    """Numbers of prompt tokens after which another prompt may go on differently, such as the ends
+    of messages: prompts that begin alike up to there need not compute it again. Of those that are
+    new to the cache the first and the last few are kept."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +144,8 @@ class TokenOutput:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     """One per token when asked for: (token id, log-probability), the most probable first."""
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values came from the cache (0 until prefixes are reused)."""
+    """Prompt tokens whose keys and values came from the cache, the same in all outputs of a
+    request that has begun to run."""
     diagnostics: tuple[str, ...] = ()
     finish_reason: FinishReason | None = None
 

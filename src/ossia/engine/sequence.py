@@ -1,13 +1,16 @@
 """A request on its way through the engine: its tokens so far, how many of them have run, and how it
 ended.
 
-Tokens that have not run are called pending: the whole prompt at first, then always the one token
-drawn last. The scheduler needs no other notion of prefill and decode.
+Tokens that have not run are called pending: the whole prompt at first, less what the cache knows of
+it; then always the one token drawn last; all of them again when the sequence was preempted. The
+scheduler needs no other notion of prefill and decode.
 """
 
 from __future__ import annotations
 
 import secrets
+from array import array
+from math import isfinite
 
 from ossia.engine.config import EnginePlan
 from ossia.engine.request import FinishReason, Request
@@ -18,10 +21,17 @@ class Sequence:
     """Mutable; owned by the scheduler once submitted."""
 
     __slots__ = (
+        "_block_tokens",
+        "checkpoints",
+        "deadline",
         "finish_reason",
+        "follows",
         "max_length",
+        "num_cached_tokens",
         "num_computed_tokens",
+        "num_once_computed",
         "output_ids",
+        "rank",
         "request",
         "seed",
     )
@@ -36,10 +46,26 @@ class Sequence:
         """Tokens whose keys and values stand in the cache."""
         self.finish_reason: FinishReason | None = None
 
+        self.rank: tuple[int, int] = (0, 0)
+        """Minus the priority, and the number of its arrival: the lowest goes first."""
+        self.deadline: float | None = None
+        """On the clock of the engine."""
+        self.num_cached_tokens: int | None = None
+        """Of the prompt, when it first ran; None before that."""
+        self.num_once_computed = 0
+        """Tokens that had run when it was last preempted."""
+        self.checkpoints: list[int] = []
+        """Numbers of blocks, ascending: where the cache is still to keep what others need to go on
+        from there."""
+        self.follows: tuple[Sequence, int] | None = None
+        """A running sequence, and how many of its blocks this one waits for."""
+        self._block_tokens: list[bytes] = []
+
     @classmethod
     def of(cls, request: Request, plan: EnginePlan) -> Sequence:
         """Raises RequestError for what the engine could never serve."""
         _check(request, plan)
+        _check_constraint(request, plan)
         sampling = request.sampling
         room = plan.context - len(request.prompt_ids)
         return cls(
@@ -77,10 +103,27 @@ class Sequence:
         prompt = list(self.request.prompt_ids[start:end])
         return prompt + self.output_ids[: max(end - num_prompt, 0)]
 
+    def block_tokens(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """The tokens of at least the first `num_blocks` blocks, as int32 bytes: the keys of the
+        prefix cache. Not to be changed.
+        """
+        known = self._block_tokens
+        if len(known) < num_blocks:
+            start = len(known) * block_size
+            ids = array("i", self.token_ids(start, num_blocks * block_size))
+            packed, step = ids.tobytes(), block_size * ids.itemsize
+            known += [packed[at : at + step] for at in range(0, len(packed), step)]
+        return known
+
     def append(self, token_id: int) -> None:
         """Take the token just drawn; sets `finish_reason` when it is the last."""
         self.output_ids.append(token_id)
-        if token_id in self.request.sampling.stop_token_ids:
+        constraint = self.request.constraint
+        if constraint is not None:
+            constraint.follow(token_id)
+        if token_id in self.request.sampling.stop_token_ids or (
+            constraint is not None and constraint.finished
+        ):
             self.finish_reason = FinishReason.STOP
         elif self.num_tokens >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
@@ -108,6 +151,18 @@ def _check(request: Request, plan: EnginePlan) -> None:
             f"The prompt has {num_prompt} tokens; the context holds {plan.context} and needs room "
             f"for at least one token of the answer. Shorten the prompt.{limited}"
         )
+    if request.deadline_s is not None and not (
+        isfinite(request.deadline_s) and request.deadline_s > 0
+    ):
+        raise RequestError(
+            f"{name}: deadline_s must be a positive number of seconds; got {request.deadline_s!r}."
+        )
+    for position in request.checkpoints:
+        if type(position) is not int or not 0 <= position <= num_prompt:
+            raise RequestError(
+                f"{name}: checkpoints must lie between 0 and the {num_prompt} tokens of the "
+                f"prompt; got {position!r}."
+            )
     for what, ids in (
         ("prompt_ids", request.prompt_ids),
         ("stop_token_ids", sampling.stop_token_ids),
@@ -119,3 +174,16 @@ def _check(request: Request, plan: EnginePlan) -> None:
                     f"{name}: {what} must hold token ids, integers from 0 to "
                     f"{plan.vocab_size - 1}; got {token_id!r}."
                 )
+
+
+def _check_constraint(request: Request, plan: EnginePlan) -> None:
+    constraint, name = request.constraint, f"Request {request.request_id!r}"
+    if constraint is None:
+        return
+    if constraint.vocab_size != plan.vocab_size:
+        raise RequestError(
+            f"{name}: its constraint is made for {constraint.vocab_size} tokens; the model knows "
+            f"{plan.vocab_size}."
+        )
+    if constraint.num_accepted:
+        raise RequestError(f"{name}: its constraint has served another request; make a new one.")

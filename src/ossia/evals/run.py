@@ -243,11 +243,13 @@ class _Asking:
         grade = example.grade(turn)
         if turn.finish is TurnFinish.LENGTH:
             grade = wrong(f"cut after {len(turn.token_ids)} tokens")
+        elif turn.finish is TurnFinish.REPETITION:
+            grade = wrong(f"repeated itself for {len(turn.token_ids)} tokens")
         return self._outcome(example, conversation, turn, grade), tokens + len(turn.token_ids)
 
     async def _answer(self, conversation: Conversation) -> Turn:
         turn = await self._llm.achat(conversation, sampling=self._sampling)
-        if turn.finish is TurnFinish.ERROR:
+        if turn.finish.failed:
             why = "; ".join(diagnostic.text for diagnostic in turn.diagnostics)
             raise EngineError(
                 f"The evaluation stopped, for the engine failed: {why or 'no reason'}"

@@ -9,7 +9,7 @@ differ on purpose.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,6 +51,8 @@ class Rendered:
     """A prompt. `tokenizer.decode(token_ids)` is its text."""
 
     token_ids: tuple[int, ...]
+    boundaries: tuple[int, ...] = ()
+    """Where each rendered message ends: the position behind its end token, ascending."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,25 @@ def render_for_completion(
     *,
     drop: Drop = Drop.COMPLETED,
     role: Role = Role.ASSISTANT,
+    sampled: Mapping[int, Sequence[int]] | None = None,
 ) -> Rendered:
     """The conversation, then `<|start|>` and the role that is to speak.
 
-    Raises ConversationError for a message that Harmony cannot express.
+    `sampled`: by index of an assistant's message, the tokens in which the model wrote it, which
+    then stand in the prompt instead of the rendering: the message's `<|start|>` (which may be
+    missing, where it belonged to the prompt) to its end token, `<|return|>` becoming `<|end|>`.
+    What `drop` leaves out is left out with or without them.
+
+    Raises ConversationError for a message that Harmony cannot express, and for sampled tokens that
+    are not one message.
     """
     messages = conversation.messages
-    closing = _closing_finals(messages)
-    dropped = _dropped(messages, drop, closing)
+    dropped = dropped_messages(messages, drop)
     out = _Writer(tokenizer)
-    _render_messages(out, messages, dropped, last_token_returns=False)
+    _render_messages(out, messages, dropped, last_token_returns=False, sampled=sampled)
     out.control(tokenizer.control.start)
     out.text(str(role))
-    return Rendered(tuple(out.token_ids))
+    return Rendered(tuple(out.token_ids), tuple(out.boundaries))
 
 
 def render_for_training(
@@ -115,10 +123,15 @@ def render_message(
     """
     out = _Writer(tokenizer)
     _render_message(out, message, has_function_tools)
-    return Rendered(tuple(out.token_ids))
+    return Rendered(tuple(out.token_ids), (len(out.token_ids),))
 
 
 # -- What is left out -----------------------------------------------------------------------------
+
+
+def dropped_messages(messages: Sequence[Message], drop: Drop = Drop.COMPLETED) -> set[int]:
+    """The indices of the messages that a prompt leaves out."""
+    return _dropped(messages, drop, _closing_finals(messages))
 
 
 def _is_final(message: Message) -> bool:
@@ -184,6 +197,7 @@ class _Writer:
         self.tokenizer = tokenizer
         self.token_ids: list[int] = []
         self.loss_weights: list[int] = []
+        self.boundaries: list[int] = []
 
     def text(self, text: str, weight: int = 0) -> None:
         ids = self.tokenizer.encode(text)
@@ -194,6 +208,10 @@ class _Writer:
         self.token_ids.append(token_id)
         self.loss_weights.append(weight)
 
+    def sampled(self, ids: Sequence[int]) -> None:
+        self.token_ids += ids
+        self.loss_weights += [0] * len(ids)
+
 
 def _render_messages(
     out: _Writer,
@@ -202,6 +220,7 @@ def _render_messages(
     *,
     last_token_returns: bool,
     closing: Sequence[int] = (),
+    sampled: Mapping[int, Sequence[int]] | None = None,
 ) -> None:
     has_function_tools = any(map(_declares_functions, messages))
     shortened = set(_in_shortened_turns(dropped, closing))
@@ -213,14 +232,53 @@ def _render_messages(
         weight = 1 if message.role == Role.ASSISTANT and i not in shortened else 0
         goes_on = previous is not None and _goes_on(messages[previous])
         try:
-            _render_message(out, message, has_function_tools, weight, weight if goes_on else 0)
+            if sampled is not None and i in sampled:
+                _splice(out, message, sampled[i])
+            else:
+                _render_message(out, message, has_function_tools, weight, weight if goes_on else 0)
         except (ConversationError, TokenizerError) as error:
             raise ConversationError(f"messages[{i}]: {error}") from error
+        out.boundaries.append(len(out.token_ids))
         if i in closing:
             out.loss_weights[-1] = 0
         previous = i
     if last_token_returns:
         out.token_ids[-1] = control.return_
+
+
+def _splice(out: _Writer, message: Message, ids: Sequence[int]) -> None:
+    """The message as the model wrote it."""
+    control = out.tokenizer.control
+    if not _is_one_message(out.tokenizer, message, ids):
+        raise ConversationError(
+            "its sampled tokens are not one message of the assistant, from its header to its end "
+            f"token; got {out.tokenizer.decode(ids[:40])!r}."
+        )
+    if ids[0] != control.start:
+        out.control(control.start)
+        out.text(str(message.role))
+    out.sampled(ids[:-1])
+    out.control(control.end if ids[-1] == control.return_ else ids[-1])
+
+
+def _is_one_message(tokenizer: Tokenizer, message: Message, ids: Sequence[int]) -> bool:
+    control, ordinary = tokenizer.control, tokenizer.ordinary_ids
+    if message.role != Role.ASSISTANT or not ids or ids[-1] not in control.stop_ids:
+        return False
+    if (ids[-1] == control.call) != _calls(message) or control.message not in ids:
+        return False
+    content = list(ids).index(control.message)
+    header = ids[:content]
+    if header and header[0] == control.start:
+        header = header[1:]
+        ends = (i for i, token in enumerate(header) if token not in ordinary)
+        author = header[: next(ends, len(header))]
+        if not tokenizer.decode(author).startswith(Role.ASSISTANT):
+            return False
+    in_header = (control.channel, control.constrain)
+    return all(token in ordinary or token in in_header for token in header) and all(
+        token in ordinary for token in ids[content + 1 : -1]
+    )
 
 
 def _in_shortened_turns(dropped: set[int], closing: Sequence[int]) -> Iterator[int]:
