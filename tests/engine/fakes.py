@@ -185,7 +185,7 @@ class Recorder:
         return last
 
     def ended(self) -> set[str]:
-        return {name for name, outputs in self.outputs.items() if outputs[-1].finish_reason}
+        return {name for name, outputs in list(self.outputs.items()) if outputs[-1].finish_reason}
 
 
 def request(name: str, prompt: Sequence[int], **sampling: object) -> Request:
