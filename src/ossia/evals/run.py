@@ -1,7 +1,8 @@
 """Asks a model the examples of tasks, greedily and in batches, and grades its turns.
 
-Everything goes through `LLM.achat`, as `ossia chat` does. Scores come one by one, so that an
-interrupted run keeps what it has; a turn cut by length is never right, whatever it says so far.
+Everything goes through `LLM.achat`, as `ossia chat` does, without a grammar: what is right is the
+model's own doing. Scores come one by one, so that an interrupted run keeps what it has; a turn cut
+by length is never right, whatever it says so far.
 """
 
 from __future__ import annotations
@@ -248,7 +249,7 @@ class _Asking:
         return self._outcome(example, conversation, turn, grade), tokens + len(turn.token_ids)
 
     async def _answer(self, conversation: Conversation) -> Turn:
-        turn = await self._llm.achat(conversation, sampling=self._sampling)
+        turn = await self._llm.achat(conversation, sampling=self._sampling, strict=False)
         if turn.finish.failed:
             why = "; ".join(diagnostic.text for diagnostic in turn.diagnostics)
             raise EngineError(
