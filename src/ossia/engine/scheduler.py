@@ -385,7 +385,7 @@ class Scheduler:
             failure = constraint.failure if constraint is not None else None
             return self._finish(
                 sequence,
-                FinishReason.NAN,
+                FinishReason.NAN if failure is None else FinishReason.ERROR,
                 diagnostics=(
                     failure
                     or f"No token could be drawn at position {sequence.num_tokens}: the logits "
