@@ -207,6 +207,12 @@ def test_multi_turn_conversations_carry_on(llm: LLM) -> None:
         ("x", {"stop": [""]}, RequestError, "empty"),
         ("x " * 6000, {}, RequestError, "4096"),
         ("x", {"tool_choice": "required"}, RequestError, "no tool may be called"),
+        (
+            "x",
+            {"tool_choice": "required", "tools": [WEATHER], "reasoning_budget": 5},
+            RequestError,
+            "leave out reasoning_budget",
+        ),
         ("x", {"tool_choice": "nope"}, RequestError, "'nope', which is not offered"),
         ("x", {"tools": [Tool("f", "", {"not": {}})]}, RequestError, "f: parameters.*keyword not"),
         (Conversation(), {"effort": Effort.HIGH}, ConversationError, "its own effort"),

@@ -29,7 +29,7 @@ from ossia.engine.async_engine import AsyncEngine
 from ossia.engine.config import EngineConfig
 from ossia.engine.engine import Engine
 from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
-from ossia.errors import CheckpointError, ConversationError, UsageError
+from ossia.errors import CheckpointError, ConversationError, RequestError, UsageError
 from ossia.harmony.grammar import (
     NamedTool,
     OutputFormat,
@@ -296,13 +296,19 @@ class LLM:
             strict=strict,
             output_format=response_format,
         )
+        budget = Budget(reasoning_budget, answer_reserve)
+        if options.must_call and budget.leads_on:
+            raise RequestError(
+                f"tool_choice {tool_choice!r} ends the turn with a call, so it cannot be led on to "
+                "an answer; leave out reasoning_budget and answer_reserve."
+            )
         return run_turn(
             self.constraints.constrained(self._engine, conversation, options),
             self.tokenizer,
             conversation,
             sampling=self._sampling(sampling),
             stop=stop,
-            budget=Budget(reasoning_budget, answer_reserve),
+            budget=budget,
             repetition=repetition,
             context=self._context,
             history=self.history if exact_history else None,

@@ -30,6 +30,11 @@ class Budget:
             if value is not None and value < 0:
                 raise RequestError(f"A budget of tokens must not be negative; {name}: {value}.")
 
+    @property
+    def leads_on(self) -> bool:
+        """Whether a turn may be led on to its answer."""
+        return self.reasoning is not None or self.answer_reserve > 0
+
     def check(self, max_tokens: int | None) -> None:
         """Raises RequestError when the reserve leaves nothing of `max_tokens` to think with."""
         if max_tokens is not None and 0 < max_tokens <= self.answer_reserve:

@@ -91,6 +91,11 @@ class TurnOptions:
     """None = free text."""
     opening: Opening = Opening.ASSISTANT
 
+    @property
+    def must_call(self) -> bool:
+        """Whether the turn can end with a call only."""
+        return self.tool_choice not in (ToolChoice.AUTO, ToolChoice.NONE)
+
 
 @dataclass(frozen=True)
 class Grammar:
