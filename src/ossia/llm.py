@@ -297,11 +297,7 @@ class LLM:
             output_format=response_format,
         )
         budget = Budget(reasoning_budget, answer_reserve)
-        if options.must_call and budget.leads_on:
-            raise RequestError(
-                f"tool_choice {tool_choice!r} ends the turn with a call, so it cannot be led on to "
-                "an answer; leave out reasoning_budget and answer_reserve."
-            )
+        _check_budget(budget, options)
         return run_turn(
             self.constraints.constrained(self._engine, conversation, options),
             self.tokenizer,
@@ -520,6 +516,14 @@ def _effort(effort: Effort | str) -> Effort:
         return Effort(effort)
     except ValueError:
         raise UsageError(f"effort must be low, medium or high; got {effort!r}.") from None
+
+
+def _check_budget(budget: Budget, options: TurnOptions) -> None:
+    if budget.leads_on and options.must_call:
+        raise RequestError(
+            f"tool_choice {options.tool_choice!s} ends the turn with a call, so it cannot be led "
+            "on to an answer; leave out reasoning_budget and answer_reserve."
+        )
 
 
 def _message(message: Message | Mapping[str, Any]) -> Message:

@@ -175,8 +175,8 @@ def test_where_nothing_is_quantised(options: list[str], capsys: pytest.CaptureFi
         (["--prompt-tokens", "many"], 2, "such as 512,2048; got 'many'"),
         (["--batch", "0"], 2, "batches must be 1 or more"),
         (["--threads", "999"], 2, "got 999"),
-        (["--prompt-tokens", "64,99999999999"], 2, "whose context is 1024; got 99999999999."),
-        (["--depth", "2020"], 2, "--depth must be at most 981 for this model"),
+        (["--prompt-tokens", "64,99999999999"], 2, "whose context is 2048; got 99999999999."),
+        (["--depth", "2020"], 2, "--depth must be at most 2005 for this model"),
         (["--model", "no/such-model"], 1, "ossia pull"),
     ],
 )

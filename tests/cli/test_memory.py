@@ -90,11 +90,11 @@ def test_the_context_of_a_run(machine, capsys) -> None:
     assert run([*prompt, "--context", "32"]) == 1
     assert "32" in capsys.readouterr().err
     assert run([*prompt, "--context", "99999"]) == 2
-    assert "at most 1024" in capsys.readouterr().err
+    assert "at most 2048" in capsys.readouterr().err
 
 
 def test_in_python(machine) -> None:
-    with pytest.raises(UsageError, match="at most 1024"):
+    with pytest.raises(UsageError, match="at most 2048"):
         ossia.load("nano", engine=EngineConfig(max_model_len=4096))
     machine(0.05)
     with pytest.raises(UnsupportedError, match=r"50\.0 MB"):

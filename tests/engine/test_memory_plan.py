@@ -134,7 +134,8 @@ folder, context, sequences, settings, use_mmap = json.loads(sys.argv[1])
 opened = open_model(
     folder,
     KernelSettings("native", **settings),
-    engine=EngineConfig(max_num_seqs=sequences, max_model_len=context),
+    # Checkpoints fill up over many conversations; their room is plain arithmetic (test_config).
+    engine=EngineConfig(max_num_seqs=sequences, max_model_len=context, max_checkpoints=0),
     needs_tokenizer=False,
     use_mmap=use_mmap,
 )

@@ -149,7 +149,7 @@ def test_a_third_has_an_earlier_turn_and_low_effort_several():
             turns[effort_of(lesson) is Effort.LOW].append(count)
         low, others = turns[True], turns[False]
         assert set(others) == {1, 2} and 0.15 < others.count(2) / len(others) < 0.36
-        assert set(low) == set(range(1, 7)) and 1.8 < sum(low) / len(low) < 2.8
+        assert set(low) == set(range(1, 7)) and 1.8 < sum(low) / len(low) < 3.0
 
 
 def effort_of(lesson: Lesson) -> Effort:
@@ -176,7 +176,7 @@ def test_they_render_with_the_weight_on_the_last_turn():
             )
             assert weighed.count("analysis") == 1 and thoughts[1].text in weighed
     assert sum(lengths) / len(lengths) < 160
-    assert max(lengths) < 400
+    assert max(lengths) < 440
 
 
 # ---- what people type --------------------------------------------------------------------------
@@ -294,6 +294,8 @@ def test_a_policy_forbids_what_it_names_and_nothing_else():
     # many policies have, such as "answer", are their wording rather than their topics.
     usual = Counter(word for lesson in lessons for word in words(policy_of(lesson)))
     topics = {topic for topic in topics if usual[topic] < COUNT / 150}
+    # A word of a longer topic, as in "future products", is none by itself.
+    topics -= {word for topic in refusals._TOPICS if " " in topic for word in topic.split()}
     named = 0
     for lesson in lessons:
         if final(lesson) in TALK:

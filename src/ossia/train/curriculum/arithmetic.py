@@ -6,7 +6,7 @@ out and pay in accuracy, as the published models do.
 
 | effort | a ± b | a × b (± c) |
 |---|---|---|
-| low | short columns | the two products at a glance, and their sum a guess |
+| low | short columns | the two products at a glance, their sum in short columns |
 | medium | columns, the carry spelled out | short columns |
 | high | columns, then the inverse as a check | everything in columns |
 """
@@ -140,11 +140,8 @@ def working(problem: Problem, effort: Effort) -> str:
     lines = [str(problem)]
     products = problem.operator == "×"
     match effort:
-        case Effort.LOW if products:
-            if (terms := at_a_glance(problem)) is not None:
-                lines.append(terms)
         case Effort.LOW:
-            lines += map(_short, steps(problem))
+            lines += map(_shortest, steps(problem))
         case Effort.MEDIUM if products:
             lines += map(_short, steps(problem))
         case Effort.MEDIUM:
@@ -157,15 +154,6 @@ def working(problem: Problem, effort: Effort) -> str:
     return "\n".join(lines)
 
 
-def at_a_glance(problem: Problem) -> str | None:
-    """48 × 37 + 12 → `336 + 1440 + 12`; None where nothing is gained by it."""
-    units, *others = (step.value for step in steps(problem) if step.operator == "×")
-    if not others:
-        return None if problem.c is None else f"{units} {problem.then} {problem.c}"
-    rest = "" if problem.c is None else f" {problem.then} {problem.c}"
-    return f"{units} + {others[0]}{rest}"
-
-
 def may_train(problem: Problem) -> bool:
     """True when no two numbers of the problem, and no two that a step or the check combines, are
     held out."""
@@ -174,14 +162,17 @@ def may_train(problem: Problem) -> bool:
     if (inverse := check(problem)) is not None:
         combined.append(inverse)
     pairs = [*itertools.combinations(numbers, 2), *((step.a, step.b) for step in combined)]
-    if problem.operator == "×":  # what low effort writes side by side
-        products = [step.value for step in combined if step.operator == "×"]
-        beside = products if problem.c is None else [*products, problem.c]
-        pairs += itertools.combinations(beside, 2)
     return not any(held_out_pair(a, b) for a, b in pairs)
 
 
 # ---- lines of working --------------------------------------------------------------------------
+
+
+def _shortest(step: Step) -> str:
+    """48 × 30 → `48 × 30 → 1440`: a product of one digit is looked up whole."""
+    if step.operator == "×":
+        return f"{step.a:02} × {step.b:02} → {step.value:0{WIDTH}}"
+    return _short(step)
 
 
 def _short(step: Step) -> str:

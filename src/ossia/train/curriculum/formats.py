@@ -33,9 +33,9 @@ class Wish:
 
 
 _HOLDERS: dict[tuple[Role, ...], int] = {
-    (Role.SYSTEM,): 8,
-    (Role.DEVELOPER,): 14,
-    (Role.USER,): 16,
+    (Role.SYSTEM,): 14,
+    (Role.DEVELOPER,): 24,
+    (Role.USER,): 20,
     (Role.SYSTEM, Role.DEVELOPER): 12,
     (Role.SYSTEM, Role.USER): 14,
     (Role.DEVELOPER, Role.USER): 22,

@@ -68,7 +68,7 @@ def draw_keys(rng: random.Random) -> tuple[Key, ...]:
     """One to four keys; one time in forty one of them holds a list or an object."""
     taken: set[str] = set()
     draw = rng.random()
-    (count,) = rng.choices((1, 2, 3, 4), (22, 36, 30, 12) if draw >= 0.025 else (0, 75, 25, 0))
+    (count,) = rng.choices((1, 2, 3, 4), (16, 33, 32, 19) if draw >= 0.025 else (0, 75, 25, 0))
     keys = [_plain(rng, draw_field(rng, taken, plain_booleans=True)) for _ in range(count)]
     if draw < 0.015:
         keys[rng.randrange(count)] = _list(rng, taken)

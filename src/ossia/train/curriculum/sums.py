@@ -48,6 +48,9 @@ def question(rng: random.Random, problem: Problem) -> str:
     if problem.c is None and not negative and rng.random() < 0.35:
         template = rng.choice(_SENTENCES[problem.operator])
         return asked(rng, expand(rng, template, a=str(problem.a), b=str(problem.b)))
+    if problem.c is None and rng.random() < 0.18:
+        worded = rng.choice(_WORDED[problem.operator])
+        return ask(rng, worded.format(a=problem.a, b=problem.b))
     times, plus, minus = rng.choice(_SYMBOLS) if rng.random() < 0.8 else rng.choice(_SPOKEN)
     spelled = {"×": times, "+": plus, "−": minus}
     terms = [f"{problem.a}{spelled[problem.operator]}{problem.b}"]
@@ -134,6 +137,17 @@ _SPOKEN = (
     (" times ", ", plus ", ", minus "),
     (" multiplied by ", ", then plus ", ", then minus "),
 )
+
+_WORDED = {
+    "+": ("{a} added to {b}", "the sum of {a} and {b}", "the total of {a} and {b}",
+          "{a} and {b} together", "{a} increased by {b}"),
+    "−": ("{b} subtracted from {a}", "{b} taken from {a}", "{b} deducted from {a}",
+          "{b} less than {a}", "{a} reduced by {b}", "{a} without {b}",
+          "the difference of {a} and {b}", "{b} taken away from {a}"),
+    "×": ("the product of {a} and {b}", "{a} multiplied by {b}", "{a} times {b}",
+          "{a} taken {b} times"),
+}  # fmt: skip
+"""Expressions in words that do not follow the order of the symbols."""
 
 _SENTENCES = {
     "+": lines("""

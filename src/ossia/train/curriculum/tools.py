@@ -301,10 +301,8 @@ def draw_call(rng: random.Random, setting: Setting) -> Lesson:
 
 def _draw_call(rng: random.Random, setting: Setting) -> Lesson:
     taken: set[str] = set()
-    if rng.random() < 0.7:
-        functions = [draw_function(rng, taken)]
-    else:
-        functions = [draw_function(rng, taken, most_parameters=2) for _ in range(2)]
+    count = 1 if rng.random() < 0.6 else 2
+    functions = [draw_function(rng, taken) for _ in range(count)]
     messages = offer(rng, setting, functions, python=rng.random() < 0.03)
     for _ in range(MOST_EARLIER_CALLS if setting.effort is Effort.LOW else 0):
         if rng.random() > EARLIER_CALLS:
