@@ -181,7 +181,6 @@ def test_the_settings_of_native_are_named(healthy, capsys):
     assert not any("in int8" in finding["text"] for finding in found["ok"])
 
 
-@pytest.mark.xfail(reason="the shipped nano-v0 was trained on an earlier curriculum (issue 4)")
 def test_numerics_of_nano(capsys):
     code, found = examine(capsys, "nano", "--numerics")
     assert code == 0

@@ -87,6 +87,21 @@ def test_of_int8_it_is_that_of_float64_logits():
     assert steps[-1] == (104, 104) and [s[0] for s in steps] == sorted(s[0] for s in steps)
 
 
+def test_only_what_counts_is_compared():
+    exact, other = (
+        prepared(choose_kernels("native", threads=1, exact=e)[0]) for e in (True, False)
+    )
+    rng = np.random.default_rng(4)
+    counted = [(rng.random(len(ids)) < 0.4).tolist() for ids in DOCUMENTS]
+    whole, part = (
+        distance(ARCHITECTURE, exact, other, DOCUMENTS, counted=c)
+        for c in ([[True] * len(ids) for ids in DOCUMENTS], counted)
+    )
+    assert whole == distance(ARCHITECTURE, exact, other, DOCUMENTS)
+    assert part.tokens == sum(map(sum, counted)) < whole.tokens
+    assert part.kl_max <= whole.kl_max and part.kl_mean != whole.kl_mean
+
+
 def test_bf16_dense_tensors_lie_nearer_than_int8():
     exact = prepared(choose_kernels("native", threads=1, exact=True)[0])
     near, far = (

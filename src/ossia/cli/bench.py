@@ -209,6 +209,7 @@ def _numerics(
                 Prepared(exact.kernels, exact.prepare()),
                 Prepared(opened.kernels, weights),
                 passage.documents,
+                counted=passage.counted,
                 progress=progress,
             ),
         )

@@ -269,7 +269,9 @@ def _measure_numerics(chosen: options.ModelOptions, kernels: Kernels) -> Iterato
         assert opened.tokenizer is not None
         passage = passage_for(chosen.model, opened.tokenizer)
         pair = (Prepared(each.kernels, each.prepare()) for each in (exact, opened))
-        measured = distance(opened.architecture, *pair, documents=passage.documents)
+        measured = distance(
+            opened.architecture, *pair, documents=passage.documents, counted=passage.counted
+        )
     except OssiaError as error:
         yield Finding("numerics", Status.PROBLEM, str(error))
         return

@@ -21,6 +21,9 @@ class Passage:
     name: str
     documents: tuple[tuple[int, ...], ...]
     """Token ids."""
+    counted: tuple[tuple[bool, ...], ...] | None = None
+    """For each token whether what follows it is the model's to write; None = all. nano was never
+    taught what users say, so that its guesses at that are ties, which any rounding turns."""
 
 
 def passage_for(model: str, tokenizer: Tokenizer) -> Passage:
@@ -43,11 +46,15 @@ def passage_for(model: str, tokenizer: Tokenizer) -> Passage:
         last = load_recipe("nano").quantize
         drawn = stream(random.Random(_SEED), last.mix, full_system=last.full_system)
         lessons = (item for item in drawn if isinstance(item, Lesson))
-        documents = tuple(
-            render_for_training(tokenizer, lesson.conversation).token_ids
+        examples = [
+            render_for_training(tokenizer, lesson.conversation)
             for lesson in itertools.islice(lessons, _LESSONS)
+        ]
+        return Passage(
+            f"the answers of {_LESSONS} lessons of its kind",
+            tuple(example.token_ids for example in examples),
+            tuple((*(w > 0 for w in e.loss_weights[1:]), False) for e in examples),
         )
-        return Passage(f"{_LESSONS} lessons of its kind", documents)
     conversation = Conversation(
         (
             Message(Role.SYSTEM, (SystemContent(conversation_start_date="2026-01-01"),)),

@@ -59,6 +59,15 @@ class Rows:
             loss=np.where(unknown_T, np.nan, -log_q_TV[rows, next_T]),
         )
 
+    def where(self, counted_T: np.ndarray) -> Rows:
+        """Those rows that count, by a truth value each."""
+        return Rows(
+            self.kl[counted_T],
+            self.same_top[counted_T],
+            self.loss_exact[counted_T],
+            self.loss[counted_T],
+        )
+
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
         names = ("kl", "same_top", "loss_exact", "loss")
@@ -123,22 +132,27 @@ def distance(
     other: Prepared,
     documents: Sequence[Sequence[int]],
     *,
+    counted: Sequence[Sequence[bool]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Distance:
-    """Of `other` from `exact` over every token of the documents (ids), each read on its own through
-    a cache. `progress(done, total)` counts tokens.
+    """Of `other` from `exact` over the tokens of the documents (ids), each read on its own through
+    a cache. `counted`: for each token whether what follows it is something that the model was
+    taught to write; None = all. `progress(done, total)` counts tokens.
     """
     if not any(len(document) > 1 for document in documents):
         raise UsageError("The distance of two kernel sets needs a document of two tokens or more.")
     parts: list[Rows] = []
     done, total = 0, sum(map(len, documents))
-    for document in documents:
+    for n, document in enumerate(documents):
         readers = [_Reader(architecture, prepared, len(document)) for prepared in (exact, other)]
         for start in range(0, len(document), _CHUNK):
             ids = list(document[start : start + _CHUNK])
             next_T = np.array([*document[start + 1 : start + 1 + len(ids)], -1][: len(ids)])
             exact_TV, other_TV = (reader.read(start, ids) for reader in readers)
-            parts.append(Rows.of(exact_TV, other_TV, next_T))
+            rows = Rows.of(exact_TV, other_TV, next_T)
+            if counted is not None:
+                rows = rows.where(np.array(counted[n][start : start + len(ids)], bool))
+            parts.append(rows)
             done += len(ids)
             if progress is not None:
                 progress(done, total)
