@@ -9,11 +9,42 @@ import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from ossia.engine.request import FinishReason, Request, TokenOutput
+from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
+from ossia.harmony.messages import (
+    Conversation,
+    DeveloperContent,
+    Message,
+    Role,
+    SystemContent,
+    Tool,
+    ToolNamespace,
+)
 from ossia.harmony.tokenizer import Tokenizer
 from support import trained_tokenizer_json, write_tokenizer_json
 
 _CONTROL = re.compile(r"(<\|\w+\|>)")
+
+# How messages of the assistant begin: the first goes on from the prompt.
+ANALYSIS = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+
+
+def turn_sampling(tokenizer: Tokenizer) -> SamplingParams:
+    """Defaults, ended by what ends a turn."""
+    control = tokenizer.control
+    return SamplingParams(stop_token_ids=(*control.turn_end_ids, control.endoftext))
+
+
+def conversation(*tools: Tool, text: str = "hello") -> Conversation:
+    """A system message, a developer's with the tools as functions, and what the user says."""
+    functions = (ToolNamespace("functions", tools=tools),) if tools else ()
+    return Conversation(
+        (
+            Message(Role.SYSTEM, (SystemContent(),)),
+            Message(Role.DEVELOPER, (DeveloperContent(None, functions),)),
+            Message.of_text(Role.USER, text),
+        )
+    )
 
 
 @functools.cache

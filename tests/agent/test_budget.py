@@ -12,36 +12,28 @@ from ossia.agent.budget import Budget, lead_to_answer
 from ossia.agent.events import TextDelta, Turn, TurnEnd, TurnEvent, TurnFinish
 from ossia.agent.history import History
 from ossia.agent.turn import run_turn
-from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOutput
+from ossia.engine.request import FinishReason, Request, TokenOutput
 from ossia.errors import RequestError
 from ossia.harmony.messages import (
     Conversation,
-    DeveloperContent,
-    Message,
-    Role,
-    SystemContent,
     Tool,
-    ToolNamespace,
 )
-from scripted import ScriptedEngine, small_tokenizer, tokens_of
+from scripted import (
+    ANALYSIS,
+    ScriptedEngine,
+    conversation,
+    small_tokenizer,
+    tokens_of,
+    turn_sampling,
+)
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
-SAMPLING = SamplingParams(stop_token_ids=(*CONTROL.turn_end_ids, CONTROL.endoftext))
-ANALYSIS = "<|channel|>analysis<|message|>"
+SAMPLING = turn_sampling(TOKENIZER)
 LEAD = "<|end|><|start|>assistant<|channel|>final<|message|>"
 HEADER = len(tokens_of(TOKENIZER, ANALYSIS))
 THOUGHT = "one two three four five six seven eight nine ten"
-ASKED = Conversation(
-    (
-        Message(Role.SYSTEM, (SystemContent(),)),
-        Message(
-            Role.DEVELOPER,
-            (DeveloperContent(None, (ToolNamespace("functions", tools=(Tool("f"),)),)),),
-        ),
-        Message.of_text(Role.USER, "go"),
-    )
-)
+ASKED = conversation(Tool("f"), text="go")
 
 
 class BoundedEngine(ScriptedEngine):

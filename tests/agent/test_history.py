@@ -18,36 +18,31 @@ from hypothesis import strategies as st
 from ossia.agent.events import Turn, TurnEnd
 from ossia.agent.history import History, WrittenMessage
 from ossia.agent.turn import run_turn
-from ossia.engine.request import SamplingParams
 from ossia.errors import ConversationError, UsageError
 from ossia.harmony.messages import (
     Conversation,
-    DeveloperContent,
     Message,
     Role,
-    SystemContent,
     Tool,
-    ToolNamespace,
 )
 from ossia.harmony.render import render_for_completion
-from scripted import ScriptedEngine, oddly_tokenized, small_tokenizer, tokens_of
+from scripted import (
+    ANALYSIS,
+    FINAL,
+    ScriptedEngine,
+    conversation,
+    oddly_tokenized,
+    small_tokenizer,
+    tokens_of,
+    turn_sampling,
+)
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
-SAMPLING = SamplingParams(stop_token_ids=(*CONTROL.turn_end_ids, CONTROL.endoftext))
-ANALYSIS = "<|channel|>analysis<|message|>"
-FINAL = "<|start|>assistant<|channel|>final<|message|>"
+SAMPLING = turn_sampling(TOKENIZER)
 CALL = "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 TOOL = Tool("f", "does f", {"type": "object", "properties": {"n": {}, "why": {}}})
-ASKED = Conversation(
-    (
-        Message(Role.SYSTEM, (SystemContent(),)),
-        Message(
-            Role.DEVELOPER, (DeveloperContent(None, (ToolNamespace("functions", tools=(TOOL,)),)),)
-        ),
-        Message.of_text(Role.USER, "go"),
-    )
-)
+ASKED = conversation(TOOL, text="go")
 
 
 def take(

@@ -24,7 +24,6 @@ from ossia.agent.events import (
 )
 from ossia.agent.logprobs import LogprobAligner, SampledToken
 from ossia.agent.turn import run_turn
-from ossia.engine.request import SamplingParams
 from ossia.harmony.messages import (
     Conversation,
     DeveloperContent,
@@ -33,16 +32,21 @@ from ossia.harmony.messages import (
     Tool,
     ToolNamespace,
 )
-from scripted import ScriptedEngine, logprob_of, oddly_tokenized, small_tokenizer, tokens_of
+from scripted import (
+    ANALYSIS,
+    FINAL,
+    ScriptedEngine,
+    logprob_of,
+    oddly_tokenized,
+    small_tokenizer,
+    tokens_of,
+    turn_sampling,
+)
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
-SAMPLING = SamplingParams(
-    stop_token_ids=(*CONTROL.turn_end_ids, CONTROL.endoftext), logprobs=True, top_logprobs=1
-)
-ANALYSIS = "<|channel|>analysis<|message|>"
+SAMPLING = replace(turn_sampling(TOKENIZER), logprobs=True, top_logprobs=1)
 START = "<|start|>assistant"
-FINAL = f"{START}<|channel|>final<|message|>"
 FUNCTIONS = ToolNamespace("functions", tools=(Tool("f"),))
 ASKED = Conversation(
     (

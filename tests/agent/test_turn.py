@@ -23,32 +23,26 @@ from ossia.engine.request import FinishReason, Request, SamplingParams, TokenOut
 from ossia.errors import ConversationError
 from ossia.harmony.messages import (
     Conversation,
-    DeveloperContent,
     Message,
     Role,
     SystemContent,
     Tool,
-    ToolNamespace,
 )
 from ossia.harmony.render import Drop, render_for_completion
-from scripted import ScriptedEngine, oddly_tokenized, small_tokenizer, tokens_of
+from scripted import (
+    ANALYSIS,
+    FINAL,
+    ScriptedEngine,
+    conversation,
+    oddly_tokenized,
+    small_tokenizer,
+    tokens_of,
+    turn_sampling,
+)
 
 TOKENIZER = small_tokenizer()
 CONTROL = TOKENIZER.control
-SAMPLING = SamplingParams(stop_token_ids=(*CONTROL.turn_end_ids, CONTROL.endoftext))
-ANALYSIS = "<|channel|>analysis<|message|>"
-FINAL = "<|start|>assistant<|channel|>final<|message|>"
-
-
-def conversation(*tools: Tool, text: str = "hello") -> Conversation:
-    functions = (ToolNamespace("functions", tools=tools),) if tools else ()
-    return Conversation(
-        (
-            Message(Role.SYSTEM, (SystemContent(),)),
-            Message(Role.DEVELOPER, (DeveloperContent(None, functions),)),
-            Message.of_text(Role.USER, text),
-        )
-    )
+SAMPLING = turn_sampling(TOKENIZER)
 
 
 def take_turn(
