@@ -12,28 +12,35 @@ from ossia.cli.memory import show_memory
 from ossia.errors import UsageError
 
 if TYPE_CHECKING:
-    from ossia.llm import LLM
+    from ossia.harmony.messages import Effort
+
+
+PromptArgument = Annotated[
+    str | None,
+    typer.Argument(help="The question; `-` reads it from standard input. Without: talk."),
+]
+EffortOption = Annotated[
+    str, typer.Option("--effort", "-e", help="How long to reason: low, medium or high.")
+]
+InstructionsOption = Annotated[
+    str | None,
+    typer.Option("--instructions", "-i", help="Developer instructions (a system prompt)."),
+]
+HideReasoningOption = Annotated[
+    bool, typer.Option("--hide-reasoning", help="Keep the model's reasoning off the screen.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="With PROMPT: the turn as one JSON object.")
+]
 
 
 def chat(
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="The question; `-` reads it from standard input. Without: talk."),
-    ] = None,
+    prompt: PromptArgument = None,
     model: options.ModelOption = "nano",
-    effort: Annotated[
-        str, typer.Option("--effort", "-e", help="How long to reason: low, medium or high.")
-    ] = "medium",
-    instructions: Annotated[
-        str | None,
-        typer.Option("--instructions", "-i", help="Developer instructions (a system prompt)."),
-    ] = None,
-    hide_reasoning: Annotated[
-        bool, typer.Option("--hide-reasoning", help="Keep the model's reasoning off the screen.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With PROMPT: the turn as one JSON object.")
-    ] = False,
+    effort: EffortOption = "medium",
+    instructions: InstructionsOption = None,
+    hide_reasoning: HideReasoningOption = False,
+    as_json: JsonOption = False,
     max_tokens: options.MaxTokensOption = None,
     temperature: options.TemperatureOption = None,
     top_p: options.TopPOption = None,
@@ -75,13 +82,11 @@ def chat(
         return
     if as_json and prompt is None:
         raise UsageError("--json prints one turn; give the question as PROMPT.")
-    from ossia.harmony.messages import Effort
+    from ossia.cli.chat_session import ChatSession
 
-    if effort not in set(Effort):
-        raise UsageError(f"--effort takes low, medium or high; got {effort!r}.")
+    chosen_effort = _effort(effort)
     if prompt == "-":
         prompt = terminal.read_all()
-    from ossia.cli.chat_session import ChatSession
 
     with options.load_model(chosen.open(), quiet=as_json) as llm:
         sampling = options.sampling_of(
@@ -95,7 +100,7 @@ def chat(
         )
         session = ChatSession(
             llm,
-            effort=Effort(effort),
+            effort=chosen_effort,
             instructions=instructions,
             sampling=sampling,
             stop=tuple(stop or ()),
@@ -105,13 +110,17 @@ def chat(
             assert prompt is not None
             session.answer_as_json(prompt)
             return
-        _banner(llm)
-        if prompt is not None:
-            session.answer(prompt)
-        else:
+        if llm.card.description:
+            print(llm.card.description, file=sys.stderr)
+        if prompt is None:
             session.talk()
+        else:
+            session.answer(prompt)
 
 
-def _banner(llm: LLM) -> None:
-    if llm.card.description:
-        print(llm.card.description, file=sys.stderr)
+def _effort(named: str) -> Effort:
+    from ossia.harmony.messages import Effort
+
+    if named not in set(Effort):
+        raise UsageError(f"--effort takes low, medium or high; got {named!r}.")
+    return Effort(named)

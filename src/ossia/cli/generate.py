@@ -14,26 +14,55 @@ from ossia.cli.memory import show_memory
 from ossia.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ossia.harmony.grammar import OutputFormat
+    from ossia.llm import CompletionChunk
+
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", help="The text to continue; `-` reads standard input."),
+]
+TokensOption = Annotated[
+    str | None,
+    typer.Option("--tokens", help="Token ids in place of text: `1,2,3` or a JSON list."),
+]
+LiteralOption = Annotated[
+    bool,
+    typer.Option("--literal", help="Read <|start|> and its like in the prompt as mere text."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object: tokens, text, why it ended.")
+]
+LogprobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--logprobs",
+        min=0,
+        max=20,
+        help="With --json: log-probability of each token and this many alternatives.",
+    ),
+]
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="The text is JSON of this schema."),
+]
+RegexOption = Annotated[
+    str | None, typer.Option("--regex", help="The whole text matches this expression.")
+]
+LarkOption = Annotated[
+    Path | None,
+    typer.Option("--lark", metavar="FILE", help="The text follows this Lark grammar."),
+]
 
 
 def generate(
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="The text to continue; `-` reads standard input."),
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option("--tokens", help="Token ids in place of text: `1,2,3` or a JSON list."),
-    ] = None,
-    literal: Annotated[
-        bool,
-        typer.Option("--literal", help="Read <|start|> and its like in the prompt as mere text."),
-    ] = False,
+    prompt: PromptOption = None,
+    tokens: TokensOption = None,
+    literal: LiteralOption = False,
     model: options.ModelOption = "nano",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object: tokens, text, why it ended.")
-    ] = False,
+    as_json: JsonOption = False,
     max_tokens: options.MaxTokensOption = None,
     temperature: options.TemperatureOption = None,
     top_p: options.TopPOption = None,
@@ -41,26 +70,10 @@ def generate(
     min_p: options.MinPOption = None,
     seed: options.SeedOption = None,
     stop: options.StopOption = None,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(
-            "--logprobs",
-            min=0,
-            max=20,
-            help="With --json: log-probability of each token and this many alternatives.",
-        ),
-    ] = None,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option("--json-schema", metavar="FILE", help="The text is JSON of this schema."),
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option("--regex", help="The whole text matches this expression.")
-    ] = None,
-    lark: Annotated[
-        Path | None,
-        typer.Option("--lark", metavar="FILE", help="The text follows this Lark grammar."),
-    ] = None,
+    logprobs: LogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    lark: LarkOption = None,
     vocab: options.VocabOption = None,
     kernels: options.KernelsOption = "auto",
     threads: options.ThreadsOption = None,
@@ -113,7 +126,6 @@ def generate(
         )
         if logprobs is not None:
             sampling = replace(sampling, logprobs=True, top_logprobs=logprobs)
-        completion = None
         stream = llm.stream_generate(
             given,
             response_format=response_format,
@@ -121,19 +133,25 @@ def generate(
             stop=stop or (),
             control_tokens=not literal,
         )
-        for chunk in stream:
-            if not as_json:
-                terminal.write(chunk.text)
-            for line in chunk.diagnostics:
-                print(f"note: {line}", file=sys.stderr)
-            completion = chunk.completion
-        assert completion is not None  # every stream ends with the whole completion
-        if as_json:
-            print(json.dumps(completion.to_json(), ensure_ascii=False))
-        else:
-            terminal.write("\n")
-        if completion.finish_reason.failed:  # what was generated stands above
-            raise EngineError("; ".join(completion.diagnostics) or "The engine failed.")
+        _show(stream, as_json=as_json)
+
+
+def _show(stream: Iterator[CompletionChunk], *, as_json: bool) -> None:
+    """The text as it comes, or the whole as JSON. Raises EngineError when the engine failed."""
+    completion = None
+    for chunk in stream:
+        if not as_json:
+            terminal.write(chunk.text)
+        for line in chunk.diagnostics:
+            print(f"note: {line}", file=sys.stderr)
+        completion = chunk.completion
+    assert completion is not None  # every stream ends with the whole completion
+    if as_json:
+        print(json.dumps(completion.to_json(), ensure_ascii=False))
+    else:
+        terminal.write("\n")
+    if completion.finish_reason.failed:  # what was generated stands above
+        raise EngineError("; ".join(completion.diagnostics) or "The engine failed.")
 
 
 def _response_format(
