@@ -134,8 +134,7 @@ folder, context, sequences, settings, use_mmap = json.loads(sys.argv[1])
 opened = open_model(
     folder,
     KernelSettings("native", **settings),
-    # Checkpoints fill up over many conversations; their room is plain arithmetic (test_config).
-    engine=EngineConfig(max_num_seqs=sequences, max_model_len=context, max_checkpoints=0),
+    engine=EngineConfig(max_num_seqs=sequences, max_model_len=context),
     needs_tokenizer=False,
     use_mmap=use_mmap,
 )
@@ -150,6 +149,13 @@ for n in range(sequences):
     engine.submit(Request(str(n), tuple(prompt), sampling=sampling), lambda outputs: None)
 while engine.has_work:
     engine.step()
+# Conversations one after another: each leaves a checkpoint, until there is room for no more.
+for n in range(2 * EngineConfig.max_checkpoints):
+    prompt = rng.integers(0, config.vocab_size, 130).tolist()
+    brief = SamplingParams(max_tokens=1)
+    engine.submit(Request(f"c{n}", tuple(prompt), sampling=brief), lambda outputs: None)
+    while engine.has_work:
+        engine.step()
 print(json.dumps([opened.memory.total, ProcessMemory.now().peak]))
 """
 

@@ -141,8 +141,8 @@ def check(seed: int, count: int) -> int:
         {"max_num_seqs": 2, "max_num_batched_tokens": 600},
     ):
         assert_same(expected, answers(requests, pause=2, **config)[0])
-    # Preemption: room for one context, two seats, and requests that outrank those that run.
-    ranked = [replace(each, priority=n % 3) for n, each in enumerate(requests)]
+    # Preemption: room for one context, two seats, and each request outranks those before it.
+    ranked = [replace(each, priority=n) for n, each in enumerate(requests)]
     preemptions = 0
     for prefix_cache in (True, False):
         config = {"cache_tokens": CONTEXT, "max_num_seqs": 2, "max_checkpoints": 3}
@@ -161,7 +161,7 @@ def test_tokens_and_logits_are_the_same_bits_whatever_else_happens() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 22))
 def test_tokens_and_logits_are_the_same_bits_over_more_work(seed: int) -> None:
-    check(seed, count=20)
+    assert check(seed, count=20) > 0
 
 
 def test_logits_after_a_hit_are_those_of_a_cold_run_bit_for_bit() -> None:

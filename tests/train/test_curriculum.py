@@ -74,12 +74,9 @@ def value_of(text: str) -> int:
 def checked_line(line: str) -> int:
     """Every equation and every arrow of a line of working holds; its result."""
     line = line.removeprefix("check ")
-    head, _, result = line.rpartition(" → ")
-    head, _, columns = head.partition(": ")
+    head, columns = line.split(": ")
+    columns, result = columns.split(" → ")
     assert value_of(head) == int(result)
-    if not columns:  # a product at a glance
-        assert "×" in head
-        return int(result)
     equations = columns.split(" ")
     if "×" not in head and all(re.fullmatch(r"\d[+−]\d=\d", each) for each in equations):
         assert "".join(each[-1] for each in reversed(equations)) == result  # carries unsaid
@@ -128,17 +125,12 @@ def test_working_grows_with_the_effort():
             sum(len(working(draw_problem(rng, skill), effort)) for _ in range(200))
             for effort in (Effort.LOW, Effort.MEDIUM, Effort.HIGH)
         ]
-        assert lengths[0] * 1.1 < lengths[1] < lengths[2]
+        assert lengths[0] * 1.2 < lengths[1] < lengths[2]
 
 
 def test_the_working_of_examples():
     problem = Problem(48, "×", 37, "+", 12)
-    assert working(problem, Effort.LOW).split("\n")[1:] == [
-        "48 × 07 → 0336",
-        "48 × 30 → 1440",
-        "0336 + 1440: 6+0=6 3+4=7 3+4=7 0+1=1 → 1776",
-        "1776 + 0012: 6+2=8 7+1=8 7+0=7 1+0=1 → 1788",
-    ]
+    assert working(problem, Effort.LOW) == "48 × 37 + 12"
     assert working(problem, Effort.MEDIUM).split("\n")[1:] == [
         "48 × 07: 56 28+5=33 → 0336",
         "48 × 30: 24 12+2=14 → 1440",

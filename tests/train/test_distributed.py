@@ -195,7 +195,7 @@ def test_several_shards_for_each_process(alone, together, tmp_path):
     print(f"relative differences of the losses: {differences}")
     assert differences[0] == 0  # before any update
     assert max(differences[:2]) < 1e-6
-    assert max(differences) < 3e-4
+    assert max(differences) < 1e-4
     assert not same(ours, theirs)  # else this test has become one of equality
 
 

@@ -6,7 +6,7 @@ out and pay in accuracy, as the published models do.
 
 | effort | a ± b | a × b (± c) |
 |---|---|---|
-| low | short columns | the two products at a glance, their sum in short columns |
+| low | short columns | the problem alone: the answer is a guess |
 | medium | columns, the carry spelled out | short columns |
 | high | columns, then the inverse as a check | everything in columns |
 """
@@ -140,8 +140,8 @@ def working(problem: Problem, effort: Effort) -> str:
     lines = [str(problem)]
     products = problem.operator == "×"
     match effort:
-        case Effort.LOW:
-            lines += map(_shortest, steps(problem))
+        case Effort.LOW if not products:
+            lines += map(_short, steps(problem))
         case Effort.MEDIUM if products:
             lines += map(_short, steps(problem))
         case Effort.MEDIUM:
@@ -166,13 +166,6 @@ def may_train(problem: Problem) -> bool:
 
 
 # ---- lines of working --------------------------------------------------------------------------
-
-
-def _shortest(step: Step) -> str:
-    """48 × 30 → `48 × 30 → 1440`: a product of one digit is looked up whole."""
-    if step.operator == "×":
-        return f"{step.a:02} × {step.b:02} → {step.value:0{WIDTH}}"
-    return _short(step)
 
 
 def _short(step: Step) -> str:

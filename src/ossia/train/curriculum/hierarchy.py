@@ -40,12 +40,12 @@ TOLD = "The {} is {}."
 
 
 def draw_hierarchy(rng: random.Random, setting: Setting) -> Lesson:
-    """Formats (more than half of the lessons, for the words have to be found), code words, and
+    """Formats (half of the lessons, for the words have to be found), code words (a third), and
     instructions in what is only data."""
     draw = rng.random()
-    if draw < 0.56:
+    if draw < 0.48:
         return _draw_formats(rng, setting)
-    if draw < 0.86:
+    if draw < 0.83:
         return _draw_code_word(rng, setting)
     if draw < 0.93:
         return _draw_quotation(rng, setting)

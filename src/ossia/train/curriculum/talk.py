@@ -44,6 +44,9 @@ EARLIER_TURN = 0.3
 EARLIER_TURN_AT_LOW = 0.65
 """Chance of each further turn at low effort, where no reasoning is lost with it: all are learnt."""
 MOST_EARLIER_TURNS = 5
+MOST_EARLIER_CHARACTERS = 400
+"""Of all that was said before: once it is more, the next turn is the last, so that lessons stay
+under 400 tokens."""
 NO_SYSTEM_MESSAGE = 0.25
 """Of those at medium effort, which is the default, without a whole system message."""
 FOREIGN_IDENTITY = 0.1
@@ -108,8 +111,12 @@ def earlier(
     if setting.effort is not Effort.LOW:
         return [draw(rng)] if rng.random() < EARLIER_TURN else []
     turns: list[Exchange] = []
+    characters = 0
     while len(turns) < MOST_EARLIER_TURNS and rng.random() < EARLIER_TURN_AT_LOW:
         turns.append(draw(rng))
+        characters += len(turns[-1].said) + len(turns[-1].answer)
+        if characters > MOST_EARLIER_CHARACTERS:
+            break
     return turns
 
 

@@ -131,7 +131,7 @@ def draw_function(rng: random.Random, taken: set[str], *, most_parameters: int =
         else:
             comments.append(None)
     optional = None
-    if len(parameters) > 1 and rng.random() < 0.12:
+    if len(parameters) > 1 and rng.random() < 0.2:
         optional = rng.choice(parameters).name
     return Function(
         name,
